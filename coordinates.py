@@ -1,0 +1,75 @@
+"""Heat map to coordinate, and the one conversion between pixels and [-1, 1].
+
+Coordinates are (T, B, N, 2), last axis (H, W): `_px` pixels from 0 to the field's size, `_unit` the same field as
+[-1, 1].  Source: DSNT, Nibali et al. 2018; paper, Methods (coordinates); FIDELITY 9-10.
+"""
+
+import torch
+from torch import nn
+
+
+def pixel_to_unit(position_px, resolution):
+    """Pixels (..., 2) in a field of `resolution` (H, W) as units: 0 is -1 and H (or W) is +1."""
+    return position_px * 2 / torch.as_tensor(resolution, device=position_px.device).to(position_px.dtype) - 1
+
+
+def unit_to_pixel(position_unit, resolution):
+    """The inverse of `pixel_to_unit`."""
+    return (position_unit + 1) * torch.as_tensor(resolution, device=position_unit.device).to(position_unit.dtype) / 2
+
+
+def unit_grid(n, like):
+    """Centres of n cells from -1 to 1, both included (n,): float32 constants, as published, in the dtype of `like`."""
+    return torch.linspace(-1, 1, n, device=like.device).to(like.dtype)
+
+
+def spatial_mean(heatmaps):
+    """DSNT: the mean position (..., 2) in units of heat maps (..., H, W) that sum to 1."""
+    *_, H, W = heatmaps.shape
+    along_h = heatmaps.sum(-1) @ unit_grid(H, heatmaps)
+    along_w = heatmaps.sum(-2) @ unit_grid(W, heatmaps)
+    return torch.stack([along_h, along_w], -1)
+
+
+class DSNT(nn.Module):
+    """Heat maps (T, B, N, H, W) to their mean positions (T, B, N, 2) in units; no state."""
+
+    def forward(self, heatmaps, state=None):
+        return spatial_mean(heatmaps), state
+
+
+class DSNTLI(nn.Module):
+    """DSNT, leakily summed over time:  s[t] = (1 - li_tm) * s[t-1] + dsnt[t], one trainable li_tm per axis.
+
+    State: s of the last step (B, N, 2), zero at rest.  The gain at rest is 1 / li_tm = 1.11 until learnt (FIDELITY 10).
+    """
+
+    def __init__(self, li_tm=0.9):
+        super().__init__()
+        self.li_tm = nn.Parameter(torch.full((2,), li_tm))
+
+    def forward(self, heatmaps, state=None):
+        positions = spatial_mean(heatmaps)
+        s = torch.zeros_like(positions[0]) if state is None else state
+        trace = []
+        for position in positions:
+            s = (1 - self.li_tm) * s + position
+            trace.append(s)
+        return torch.stack(trace), s
+
+
+class HottestPixel(nn.Module):
+    """The centre of each heat map's hottest cell, in units; its gradient is DSNT's (straight-through); no state.
+
+    Never worked as published (FIDELITY 11).
+    """
+
+    def forward(self, heatmaps, state=None):
+        *_, H, W = heatmaps.shape
+        cell = heatmaps.flatten(-2).argmax(-1)
+        hottest = torch.stack([unit_grid(H, heatmaps)[cell // W], unit_grid(W, heatmaps)[cell % W]], -1)
+        mean = spatial_mean(heatmaps)
+        return mean + (hottest - mean).detach(), state
+
+
+COORDINATES = {"dsnt": DSNT, "dsntli": DSNTLI, "pixel": HottestPixel}

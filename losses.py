@@ -1,0 +1,74 @@
+"""Loss terms: the distance of the coordinates, heat-map regularisers against Gaussian targets, the spike regulariser.
+
+Heat maps and targets are (T, B, N, H, W).  Source: DSNT, Nibali et al. 2018; paper, Methods (loss); FIDELITY 7-8.
+"""
+
+import torch
+
+TARGET_SIGMA = 0.06  # standard deviation of the target in units of [-1, 1]
+EPSILON = 1e-24  # inside logarithms
+
+
+def coordinate_distance(predicted, target):
+    """Mean l2 distance between positions (..., 2), in their own unit."""
+    return torch.linalg.vector_norm(predicted - target, dim=-1).mean()
+
+
+def gaussian_targets(positions_unit, shape):
+    """Gaussians of TARGET_SIGMA around positions (T, B, N, 2) on maps of `shape` (H, W): (T, B, N, H, W).
+
+    All maps together sum to 1, not each (kept: FIDELITY 7); zeros where every position lies far outside the field.
+    """
+    along_h, along_w = (
+        torch.exp(-(((_cell_centres(n, positions_unit) - position[..., None]) / TARGET_SIGMA) ** 2) / 2)
+        for n, position in zip(shape, positions_unit.unbind(-1), strict=True)
+    )
+    targets = along_h[..., :, None] * along_w[..., None, :]
+    return targets / targets.sum().clamp_min(torch.finfo(targets.dtype).tiny)
+
+
+def _cell_centres(n, like):
+    return torch.linspace(-1, 1, n, device=like.device).to(like.dtype)  # float32 constants, as published
+
+
+def _kl(p, q):
+    return (p * (torch.log(p + EPSILON) - torch.log(q + EPSILON))).sum((-2, -1))
+
+
+def _over_time(per_step):
+    """Summed over time, averaged over the rest (kept: FIDELITY 8)."""
+    return per_step.sum(0).mean()
+
+
+def js_regulariser(heatmaps, targets):
+    """Jensen-Shannon divergence per map."""
+    middle = (heatmaps + targets) / 2
+    return _over_time((_kl(heatmaps, middle) + _kl(targets, middle)) / 2)
+
+
+def kl_regulariser(heatmaps, targets):
+    """Kullback-Leibler divergence KL(heat map | target) per map."""
+    return _over_time(_kl(heatmaps, targets))
+
+
+def variance_regulariser(heatmaps, targets):
+    """Absolute difference of the variances of all cells of a time step."""
+    return _over_time((heatmaps.flatten(1).var(1) - targets.flatten(1).var(1)).abs())
+
+
+def no_regulariser(heatmaps, targets):
+    """Zero."""
+    return heatmaps.new_zeros(())
+
+
+REGULARISERS = {
+    "none": no_regulariser,
+    "js": js_regulariser,
+    "kl": kl_regulariser,
+    "var": variance_regulariser,
+}
+
+
+def spike_regulariser(activities, mean=0.05, scale=0.05):
+    """Sum over temporal channels of scale * (mean - activity)^2; activities: mean spikes per cell and step (K,)."""
+    return ((mean - activities) ** 2).sum() * scale

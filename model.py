@@ -1,0 +1,280 @@
+"""The paper's network: thin modules over `receptive_fields.py` and `temporal.py`.
+
+    events (T, B, C, H, W)
+      per temporal channel, three times:  average-pool 2 -> [batch norm] -> convolution -> neuron [+ skip]
+      max-pool 2 -> mean over temporal channels
+      transposed convolution -> leaky integrator, rectified -> dropout
+    heat maps (T, B, N, h, w)
+
+The network is feed-forward in time, so spatial operators run once over all T * B frames and only the neurons walk over
+time.  Temporal channels that share spatial weights run as one batch, stacked on an axis K behind time.
+Module and parameter names are the published ones.  Source: paper, Fig. 2 and Methods; published.md 3 as FIDELITY 1-6.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from config import Config
+from receptive_fields import KERNEL_SIZES, bank_weights, spatial_kernels, spatial_parameters, temporal_rates_hz
+from temporal import (
+    ALPHA,
+    V_TH,
+    LIBoxParameters,
+    LIFBoxParameters,
+    leaky_integrate,
+    leaky_integrate_and_fire,
+)
+
+SKIP_WEIGHT = 0.9
+POOLING = 16  # pixels of the field per cell in front of the read-out, per axis
+
+
+class NetworkState(NamedTuple):
+    """What the network carries from one chunk of time to the next: Norse states, None for ReLU."""
+
+    fields: tuple  # per group of channels that run together, per layer: a state of (K, B, C, h, w)
+    classifier: Any  # state of (B, N, h, w)
+
+
+class Response(NamedTuple):
+    heatmaps: Tensor  # (T, B, N, h, w), not rectified
+    state: NetworkState
+    activities: Tensor  # (channels,) mean over time, cells and layers of the layers' outputs
+
+
+def respond(net, current, rate_hz, state=None, backend="auto"):
+    """Neurons' outputs and state under `current` (T, ...): "li" leaky integrators, rectified behind the state; "lif"
+    spikes; "ann" ReLU, with no state. rate_hz: 1 / tau, broadcast with a step."""
+    if net == "ann":
+        return F.relu(current), None
+    if net == "li":
+        voltages, state = leaky_integrate(current, LIBoxParameters(tau_mem_inv=rate_hz), state, backend=backend)
+        return F.relu(voltages), state
+    p = LIFBoxParameters(tau_mem_inv=rate_hz, v_th=torch.as_tensor(V_TH), alpha=torch.as_tensor(ALPHA))
+    return leaky_integrate_and_fire(current, p, state, backend=backend)
+
+
+class StepwiseBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation of frames (T, K, B, C, H, W) with the statistics of each time step and channel of its own.
+
+    The running statistics take one update per step and channel, in that order, as if each had been a call; frames that
+    stand for `channels` identical channels count that often.  Source: published.md C33 as FIDELITY 6.
+    """
+
+    def forward(self, frames, channels=1):
+        per_channel = (-1, 1, 1)
+        if not self.training:
+            scale = (self.running_var + self.eps).rsqrt() * self.weight
+            return (frames - self.running_mean.view(per_channel)) * scale.view(per_channel) + self.bias.view(per_channel)
+        dims = (2, 4, 5)
+        variance, mean = torch.var_mean(frames, dims, correction=0, keepdim=True)
+        with torch.no_grad():
+            n = frames.numel() // (frames.shape[0] * frames.shape[1] * frames.shape[3])
+            repeats = channels // frames.shape[1]
+            self._update(self.running_mean, mean.flatten(0, 2).flatten(1), repeats)
+            self._update(self.running_var, variance.flatten(0, 2).flatten(1) * n / max(n - 1, 1), repeats)
+            self.num_batches_tracked += frames.shape[0] * channels
+        normalised = (frames - mean) * (variance + self.eps).rsqrt()
+        return normalised * self.weight.view(per_channel) + self.bias.view(per_channel)
+
+    def _update(self, running, per_call, repeats):
+        per_call = per_call.repeat_interleave(repeats, 0)
+        weights = (1 - self.momentum) ** torch.arange(len(per_call), -1, -1, device=running.device, dtype=running.dtype)
+        running.mul_(weights[0]).add_(self.momentum * (weights[1:, None] * per_call).sum(0))
+
+
+class SpatialRF(nn.Module):
+    """[Batch norm and] convolution with a bank of receptive fields, over frames (T, K, B, C, H, W)."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, batch_normalization=False):
+        super().__init__()
+        self.spatial = nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", bias=False)
+        self.norm = StepwiseBatchNorm2d(in_channels) if batch_normalization else None
+
+    def forward(self, frames, channels=1):
+        if self.norm is not None:
+            frames = self.norm(frames, channels)
+        return self.spatial(frames.flatten(0, 2)).unflatten(0, frames.shape[:3])
+
+
+class TemporalRF(nn.Module):
+    """Neurons of one time constant (`tau_mem_inv`, Hz, trainable; none for "ann") over currents (T, ...)."""
+
+    def __init__(self, net, rate_hz, backend="auto"):
+        super().__init__()
+        self.net, self.backend = net, backend
+        if net != "ann":
+            self.tau_mem_inv = nn.Parameter(rate_hz)
+
+    def forward(self, current, state=None):
+        return respond(self.net, current, None if self.net == "ann" else self.tau_mem_inv, state, self.backend)
+
+
+class SpatioTemporalRF(nn.Module):
+    """One layer of one temporal channel: average-pool -> spatial -> temporal [+ skip]."""
+
+    def __init__(self, spatial, temporal, skip_connection=False):
+        super().__init__()
+        self.skip_weight = nn.Parameter(torch.full((1,), SKIP_WEIGHT))
+        self.spatial, self.temporal, self.skip_connection = spatial, temporal, skip_connection
+
+    def forward(self, frames, state=None):
+        """(T, B, C, H, W) and a state to (T, B, N, H // 2, W // 2) and a state."""
+        out, state = layer_response([self], frames[:, None], state)
+        return out[:, 0], state
+
+
+def layer_response(fields, frames, state=None, channels=None):
+    """K fields that share one SpatialRF, at once: the layer's outputs (T, K, B, N, H // 2, W // 2) and state.
+
+    frames: (T, K, B, C, H, W), or (T, 1, B, C, H, W) where all fields see the same.  channels: how many channels the
+    frames stand for, K if None.
+    """
+    pooled = F.avg_pool2d(frames.flatten(0, 2), 2).unflatten(0, frames.shape[:3])
+    current = fields[0].spatial(pooled, channels or len(fields))  # T 1|K B N h w
+    temporal = fields[0].temporal
+    rates = None
+    if temporal.net != "ann":
+        rates = torch.stack([field.temporal.tau_mem_inv for field in fields]).view(-1, 1, 1, 1, 1)
+    out, state = respond(temporal.net, current, rates, state, temporal.backend)  # T K B N h w
+    if fields[0].skip_connection:
+        out = out + torch.stack([field.skip_weight for field in fields]).view(-1, 1, 1, 1, 1) * current
+    return out, state
+
+
+class SpatioTemporalChannel(nn.Module):
+    """The three layers of one temporal channel, and max-pooling."""
+
+    def __init__(self, fields):
+        super().__init__()
+        self.spatiotemporal = nn.ModuleList(fields)
+
+    def forward(self, frames, states=(None, None, None)):
+        """(T, B, C, H, W) and a state per layer to (T, B, N, H // 16, W // 16), states, activity (1,)."""
+        out, states, activity = channels_response([self], frames, states)
+        return out[:, 0], states, activity
+
+
+def channels_response(channels, frames, states, count=None):
+    """K channels that share their SpatialRFs, at once, on frames (T, B, C, H, W).
+
+    Returns (T, K, B, N, H // 16, W // 16), a state per layer, and each channel's activity (K,).  count: how many
+    channels these stand for, K if None.
+    """
+    out, new_states, activities = frames[:, None], [], []
+    for fields, state in zip(zip(*(c.spatiotemporal for c in channels), strict=True), states, strict=True):
+        out, state = layer_response(fields, out, state, count)
+        new_states.append(state)
+        activities.append(out.mean((0, 2, 3, 4, 5)) if fields[0].temporal.net == "lif" else out.new_zeros(out.shape[1]))
+    pooled = F.max_pool2d(out.flatten(0, 2), 2).unflatten(0, out.shape[:3])
+    return pooled, tuple(new_states), torch.stack(activities).mean(0)
+
+
+class SpatioTemporalModel(nn.Module):
+    """All temporal channels, their mean, and the read-out.  See the module's docstring."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        rates = temporal_rates_hz(config.n_temporal_scales, config.init_scheme_temporal)
+        n_groups = config.n_spatial_scales if config.separate_spatial_channels else 1
+        shared = [spatial_layers(config, scale) for scale in range(n_groups)] if config.weight_sharing else None
+        self.channels = nn.ModuleList(
+            spatiotemporal_channel(config, shared[scale] if shared else spatial_layers(config, scale), rate)
+            for rate in rates
+            for scale in range(n_groups)
+        )
+        self.classifier = nn.Sequential(
+            nn.ConvTranspose2d(config.n_classes, config.n_classes, 5, bias=False),
+            TemporalRF("ann" if config.net == "ann" else "li", rates.max().clone(), config.temporal_backend),
+            nn.Dropout(config.dropout),
+        )
+        self._tie_time_constants()
+
+    def groups(self):
+        """Indices of channels that share spatial weights and so run as one batch."""
+        n, stride = len(self.channels), len(self.channels) // self.config.n_temporal_scales
+        if not self.config.weight_sharing:
+            return [[k] for k in range(n)]
+        return [list(range(scale, n, stride)) for scale in range(stride)]
+
+    def forward(self, frames, state: NetworkState | None = None) -> Response:
+        """Heat maps of frames (T, B, C, H, W), any dtype, from a state, at rest if None.
+
+        ValueError where a side is below 16 pixels, or C is not the configured number of channels.
+        """
+        *_, C, H, W = frames.shape
+        if C != self.config.in_channels or min(H, W) < POOLING:
+            raise ValueError(
+                f"frames of {C} channels, {H} x {W} pixels: want {self.config.in_channels} channels, "
+                f"at least {POOLING} x {POOLING} pixels (four poolings by 2)"
+            )
+        frames = frames.to(self.classifier[0].weight.dtype)
+        groups = self.groups()
+        states = ((None,) * len(KERNEL_SIZES),) * len(groups) if state is None else state.fields
+        total, new_states, activities = 0, [], frames.new_zeros(len(self.channels))
+        for group, group_states in zip(groups, states, strict=True):
+            # ReLU channels of shared weights are one and the same: one stands for all (FIDELITY 13)
+            same = self.config.net == "ann" and not self.config.skip_connections
+            channels = [self.channels[k] for k in (group[:1] if same else group)]
+            out, group_states, activity = channels_response(channels, frames, group_states, len(group))
+            total = total + out.sum(1) * (len(group) // len(channels))  # T B N H/16 W/16
+            new_states.append(group_states)
+            activities[group] = activity
+        convolution, neuron, dropout = self.classifier
+        read = convolution((total / len(self.channels)).flatten(0, 1)).unflatten(0, frames.shape[:2])
+        heatmaps, classifier_state = neuron(read, None if state is None else state.classifier)  # T B N H/16+4 W/16+4
+        return Response(dropout(heatmaps), NetworkState(tuple(new_states), classifier_state), activities)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._tie_time_constants()
+        return self
+
+    def _tie_time_constants(self):
+        """Time constants of one temporal scale that are parameters of their own are one memory cell (kept: FIDELITY 14),
+        also behind a move to another device or dtype."""
+        if self.config.net == "ann":
+            return
+        stride = len(self.channels) // self.config.n_temporal_scales
+        for first in range(0, len(self.channels), stride):
+            fields = [field for c in self.channels[first : first + stride] for field in c.spatiotemporal]
+            for field in fields[1:]:
+                field.temporal.tau_mem_inv.data = fields[0].temporal.tau_mem_inv.data
+
+
+def spatial_layers(config, scale):
+    """The three SpatialRFs of a channel; of one spatial scale alone with separate spatial channels."""
+    rows = spatial_parameters(
+        config.n_spatial_scales, config.n_angles, config.n_ratios, config.n_angles_grow, config.receptive_fields
+    )
+    if config.separate_spatial_channels:
+        rows = rows[rows[:, 0] == 2.0**scale]
+    widths = (config.in_channels, len(rows), len(rows), config.n_classes)
+    layers = [
+        SpatialRF(n_in, n_out, size, bool(config.batch_normalization))
+        for n_in, n_out, size in zip(widths[:-1], widths[1:], KERNEL_SIZES, strict=True)
+    ]
+    calls = config.n_temporal_scales if config.weight_sharing else 1
+    for layer, size in zip(layers, KERNEL_SIZES, strict=True):
+        if config.init_scheme_spatial == "rf":
+            out_channels, in_channels = layer.spatial.weight.shape[:2]
+            kernels = spatial_kernels(rows, size, config.receptive_fields)
+            layer.spatial.weight.data = bank_weights(kernels, out_channels, in_channels)
+        if layer.norm is not None:  # as if it had seen one frame of zeros per channel (kept: FIDELITY 6)
+            layer.norm.running_var.fill_((1 - layer.norm.momentum) ** calls)
+            layer.norm.num_batches_tracked.fill_(calls)
+    return layers
+
+
+def spatiotemporal_channel(config, spatial, rate_hz):
+    """One channel of the time constant 1 / rate_hz; its layers share one TemporalRF with weight sharing."""
+    temporals = [TemporalRF(config.net, rate_hz.clone(), config.temporal_backend) for _ in KERNEL_SIZES]
+    if config.weight_sharing:
+        temporals = temporals[:1] * len(KERNEL_SIZES)
+    return SpatioTemporalChannel(
+        SpatioTemporalRF(s, t, bool(config.skip_connections)) for s, t in zip(spatial, temporals, strict=True)
+    )

@@ -1,0 +1,203 @@
+"""The theory over time: leaky integration and leaky integrate-and-fire.
+
+    leaky integrator       v[t] = v[t-1] + decay * (x[t] - v[t-1])                    decay = dt / tau
+    leaky integrate-fire   u[t] = v[t-1] + decay * (x[t] - v[t-1]);   z[t] = u[t] > v_th;   v[t] = (1 - z[t]) * u[t]
+
+Each equation stands here three times under one signature: walking Norse's cell ("norse", the judge), the readable loop
+("loop") and the scan that keeps only the membrane voltages for its backward pass ("auto", the default).
+Parameters and states are Norse's.  Source: paper, Methods; `norse.torch.functional` (LI box, LIF box feed-forward).
+"""
+
+import torch
+from norse.torch.functional.leaky_integrator_box import LIBoxParameters, LIBoxState, li_box_feed_forward_step
+from norse.torch.functional.lif_box import LIFBoxFeedForwardState, LIFBoxParameters, lif_box_feed_forward_step
+
+DT_S = 1e-3  # one time step in seconds
+V_TH = 0.1  # firing threshold of the paper's LIF neurons
+ALPHA = 10.0  # steepness of the surrogate gradient (FIDELITY 5)
+BACKENDS = ("auto", "loop", "norse")
+
+
+def leaky_integrate(current, p: LIBoxParameters, state: LIBoxState | None = None, dt=DT_S, backend="auto"):
+    """Voltages of a leaky integrator, all of them and the last.
+
+    current: (T, ...), any shape of a step.  p.tau_mem_inv: Hz, broadcast with a step: where it is larger (rates (K, 1, 1)
+    over currents (T, 1, H, W), say), the voltages are.  state: voltages of a step, rest if None.  dt: seconds.
+    Returns (T, *step) voltages and the state to hand to the next chunk: two chunks equal the whole.
+    Source: Norse's `li_box_feed_forward_step`.
+    """
+    if backend == "norse":
+        return _walk(li_box_feed_forward_step, current, p, _rest(LIBoxState, current, p, state), dt)
+    decay, v0 = _prepare(current, p, state, dt)
+    voltages = (_li_loop if backend == "loop" else _LeakyIntegrator.apply)(current, decay, v0)
+    return voltages, LIBoxState(voltages[-1])
+
+
+def leaky_integrate_and_fire(
+    current, p: LIFBoxParameters, state: LIFBoxFeedForwardState | None = None, dt=DT_S, backend="auto"
+):
+    """Spikes (0 or 1, dtype of the voltages) of a leaky integrate-and-fire neuron and its last state.
+
+    Shapes, rates and dt as in `leaky_integrate`.  Fires strictly above p.v_th, then resets by value to 0, the gradient
+    flowing through the spike.  Backward through the threshold is SuperSpike, 1 / (p.alpha * |u - v_th| + 1)^2
+    (backend "norse": the installed Norse's own, whose 1.1.0 takes alpha = 1; FIDELITY 5).
+    Source: Norse's `lif_box_feed_forward_step`; SuperSpike, Zenke and Ganguli 2018.
+    """
+    if backend == "norse":
+        return _walk(lif_box_feed_forward_step, current, p, _rest(LIFBoxFeedForwardState, current, p, state), dt)
+    decay, v0 = _prepare(current, p, state, dt)
+    v_th, alpha = (torch.as_tensor(value, device=decay.device).to(decay.dtype) for value in (p.v_th, p.alpha))
+    spikes, v = (_lif_loop if backend == "loop" else _IntegrateAndFire.apply)(current, decay, v0, v_th, alpha)
+    return spikes, LIFBoxFeedForwardState(v)
+
+
+def super_spike(distance, alpha):
+    """1 where the distance from the threshold is positive, else 0; backward 1 / (alpha * |distance| + 1)^2."""
+    return _SuperSpike.apply(distance, alpha)
+
+
+# --- the readable loops -------------------------------------------------------------------------------------------
+
+
+def _li_loop(current, decay, v0):
+    v, voltages = v0, []
+    for x in current:
+        v = v + decay * (x - v)
+        voltages.append(v)
+    return torch.stack(voltages)
+
+
+def _lif_loop(current, decay, v0, v_th, alpha):
+    v, spikes = v0, []
+    for x in current:
+        u = v + decay * (x - v)
+        z = super_spike(u - v_th, alpha)
+        v = (1 - z) * u
+        spikes.append(z)
+    return torch.stack(spikes), v
+
+
+def _walk(cell, current, p, state, dt):
+    outputs = []
+    for x in current:
+        output, state = cell(x, state, p, dt)
+        outputs.append(output)
+    return torch.stack(outputs), state
+
+
+# --- the scans ----------------------------------------------------------------------------------------------------
+
+
+class _LeakyIntegrator(torch.autograd.Function):
+    """`_li_loop` with its gradient written out: only the voltages are kept, not the current.
+
+    With g[t] the whole gradient at v[t]:  g[t] = dL/dv[t] + (1 - decay) g[t+1];  dL/dx[t] = decay g[t];
+    dL/d decay = sum_t g[t] (x[t] - v[t-1]), and decay (x[t] - v[t-1]) = v[t] - v[t-1].
+    """
+
+    @staticmethod
+    def forward(ctx, current, decay, v0):
+        voltages = v0.new_empty((len(current), *v0.shape))
+        v = v0
+        for t, x in enumerate(current):
+            v = torch.add(v, decay * (x - v), out=voltages[t])
+        ctx.save_for_backward(voltages, decay, v0)
+        ctx.current = current.shape, current.dtype
+        return voltages
+
+    @staticmethod
+    def backward(ctx, grad_voltages):
+        voltages, decay, v0 = ctx.saved_tensors
+        keep = 1 - decay
+        grad_decay = torch.zeros_like(voltages[0]) if ctx.needs_input_grad[1] else None
+        grad_current = _gradient_like(ctx, voltages)
+        g = torch.zeros_like(v0)
+        for t in range(len(voltages) - 1, -1, -1):
+            g = torch.addcmul(grad_voltages[t], g, keep)
+            if grad_decay is not None:
+                grad_decay.addcmul_(g, voltages[t] - (voltages[t - 1] if t else v0))
+            if grad_current is not None:
+                grad_current[t] = (decay * g).sum_to_size(grad_current.shape[1:])
+        if grad_decay is not None:
+            grad_decay = (grad_decay / decay).sum_to_size(decay.shape)
+        return grad_current, grad_decay, g * keep if ctx.needs_input_grad[2] else None
+
+
+class _IntegrateAndFire(torch.autograd.Function):
+    """`_lif_loop` with its gradient written out: only u, the voltages before the reset, are kept.
+
+    With h[t] the gradient at v[t] and s(u) the surrogate's slope, z[t] = u[t] > v_th, v[t] = (1 - z[t]) u[t]:
+    g[t] = dL/du[t] = (1 - z[t]) h[t] + (dL/dz[t] - u[t] h[t]) s(u[t]);  h[t-1] = (1 - decay) g[t];  the rest as above.
+    """
+
+    @staticmethod
+    def forward(ctx, current, decay, v0, v_th, alpha):
+        before_reset = v0.new_empty((len(current), *v0.shape))
+        spikes = torch.empty_like(before_reset)
+        v = v0
+        for t, x in enumerate(current):
+            u = torch.add(v, decay * (x - v), out=before_reset[t])
+            torch.gt(u - v_th, 0, out=spikes[t])
+            v = (1 - spikes[t]) * u
+        ctx.save_for_backward(before_reset, decay, v0, v_th, alpha)
+        ctx.current = current.shape, current.dtype
+        return spikes, v
+
+    @staticmethod
+    def backward(ctx, grad_spikes, grad_v):
+        before_reset, decay, v0, v_th, alpha = ctx.saved_tensors
+        keep = 1 - decay
+        grad_decay = torch.zeros_like(before_reset[0]) if ctx.needs_input_grad[1] else None
+        grad_current = _gradient_like(ctx, before_reset)
+        h = grad_v
+        for t in range(len(before_reset) - 1, -1, -1):
+            u = before_reset[t]
+            distance = u - v_th
+            slope = (alpha * distance.abs() + 1).pow_(-2)
+            g = torch.where(distance > 0, 0, h) + (grad_spikes[t] - u * h) * slope
+            if grad_decay is not None:
+                grad_decay.addcmul_(g, u - (_reset(before_reset[t - 1], v_th) if t else v0))
+            if grad_current is not None:
+                grad_current[t] = (decay * g).sum_to_size(grad_current.shape[1:])
+            h = g * keep
+        if grad_decay is not None:
+            grad_decay = (grad_decay / decay).sum_to_size(decay.shape)
+        return grad_current, grad_decay, h if ctx.needs_input_grad[2] else None, None, None
+
+
+def _gradient_like(ctx, voltages):
+    """Room for the gradient at the current, in the current's own dtype (bfloat16 under autocast), if it is wanted."""
+    shape, dtype = ctx.current
+    return voltages.new_empty(shape, dtype=dtype) if ctx.needs_input_grad[0] else None
+
+
+def _reset(u, v_th):
+    return torch.where(u - v_th > 0, 0, u)
+
+
+class _SuperSpike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, distance, alpha):
+        ctx.save_for_backward(distance)
+        ctx.alpha = alpha
+        return (distance > 0).to(distance.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (distance,) = ctx.saved_tensors
+        return grad / (ctx.alpha * distance.abs() + 1) ** 2, None
+
+
+def _prepare(current, p, state, dt):
+    """decay, and the voltages before the first step, in the dtype of the scan: float32 at least."""
+    for name in ("v_leak", "v_reset"):
+        if float(getattr(p, name, 0.0)) != 0.0:
+            raise ValueError(f"{name} = {float(getattr(p, name))}: the scans rest and reset at 0; take backend 'norse'")
+    decay = dt * p.tau_mem_inv
+    step = torch.broadcast_shapes(current.shape[1:], decay.shape)
+    v0 = current.new_zeros(()) if state is None else state.v
+    return decay, v0.to(torch.promote_types(current.dtype, decay.dtype)).expand(step)
+
+
+def _rest(state_type, current, p, state):
+    return state_type(v=torch.zeros_like(p.tau_mem_inv * current[0])) if state is None else state
