@@ -1,6 +1,7 @@
 """Every hyper-parameter once: name, type, default (= the paper), help.
 
-The parser, the run name, the log and `config_*.txt` all walk the fields of `Config`.  Types, defaults and choices that
+The parser, the run name, the log and `config_*.txt` all walk the fields of `Config`.  Types, defaults and
+choices that
 differ from the published program: FIDELITY 20-22.
 """
 
@@ -10,23 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-def option(default, help, choices=None, type=None):
-    """A field with its help and, where they are fewer than its type allows, its choices."""
-    type = type or default.__class__
-    return field(default=default, metadata={"help": help, "choices": choices, "type": type})
+def option(default, help, choices=None, from_data=False):
+    """A field with its help and, where they are fewer than its type allows, its choices.
+
+    from_data: on the command line the recordings give its default.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "from_data": from_data})
 
 
 def flag(default, help):
     """A field that is 0 or 1."""
-    return option(default, help, type=zero_or_one)
-
-
-def zero_or_one(text):
-    """0 or 1 from "0", "1", "False", "True"; ValueError for anything else."""
-    values = {"0": 0, "1": 1, "false": 0, "true": 1}
-    if str(text).lower() not in values:
-        raise ValueError(f"want 0 or 1, not {text!r}")
-    return values[str(text).lower()]
+    return option(default, help, choices=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -34,36 +29,48 @@ class Config:
     """One run. ValueError, naming the field and what was wanted, for a value that no run can have."""
 
     # data
-    timesteps: int = option(40, "time steps of 1 ms in the window trained on, and as many before it to warm up")
+    timesteps: int = option(
+        40, "time steps of 1 ms in the window trained on, and as many before it to warm up"
+    )
     network_delay: int = option(1, "the network is asked for the position this many ms after its last input")
     stack_frames: int = option(1, "frames stacked as input channels, 2 polarities each")
     sum_frames: int = flag(0, "sum the stacked frames into 2 channels instead")
-    resolution: tuple[int, int] | None = option(
-        None, "height and width of the field in pixels (default: that of the recordings)", type=tuple[int, int] | None
+    resolution: tuple[int, int] = option(
+        (300, 300), "height and width of the field in pixels", from_data=True
     )
     batch_size: int = option(8, "recordings per batch")
-    dataset_filter: str | None = option(None, "take only files whose path matches this regular expression", type=str | None)
-    num_workers: int = option(4, "processes that read data; 0: read in the main process")
+    dataset_filter: str | None = option(None, "take only files whose path matches this regular expression")
+    num_workers: int = option(2, "processes that read data; 0: the main process reads")
     # network
-    net: str = option("li", "neuron: leaky integrator, leaky integrate-and-fire, or ReLU", ("lif", "li", "ann"))
+    net: str = option(
+        "li", "neuron: leaky integrator, leaky integrate-and-fire, or ReLU", ("lif", "li", "ann")
+    )
     n_spatial_scales: int = option(4, "spatial scales of the receptive fields: variances 1, 2, 4, ...")
     n_temporal_scales: int = option(4, "temporal channels: time constants 5.5, 11, 22, 44, ... ms")
     n_angles: int = option(4, "directions of the receptive fields")
     n_ratios: int = option(3, "ratios of the receptive fields: 1, 1.22, 1.5, ...")
     n_angles_grow: int = option(0, "further directions for each further ratio")
-    n_classes: int = option(3, "shapes to track; 3 shapes or as many as the recordings have")
+    n_classes: int = option(3, "shapes to track", from_data=True)
     dropout: float = option(0.05, "probability to drop a cell of the heat maps")
     separate_spatial_channels: int = flag(0, "one channel per time constant and spatial scale")
-    weight_sharing: int = flag(1, "share spatial weights between temporal channels, and the time constant within each")
+    weight_sharing: int = flag(
+        1, "share spatial weights between temporal channels, and the time constant within each"
+    )
     skip_connections: int = flag(0, "add each convolution's output to its neurons'")
     batch_normalization: int = flag(0, "normalise each convolution's input, per time step")
     coordinate: str = option("dsntli", "heat map to position", ("dsnt", "dsntli", "pixel"))
     rectification: str = option("softmax", "rectifier of the heat maps", ("softmax", "relu", "id", "sigmoid"))
     receptive_fields: str = option("published", "family of receptive fields", ("published", "norse-1.1.0"))
-    init_scheme_spatial: str = option("rf", "initial convolutions: receptive fields or uniform noise", ("rf", "uniform"))
-    init_scheme_temporal: str = option("rf", "initial time constants: logarithmic or uniform rates", ("rf", "uniform"))
+    init_scheme_spatial: str = option(
+        "rf", "initial convolutions: receptive fields or uniform noise", ("rf", "uniform")
+    )
+    init_scheme_temporal: str = option(
+        "rf", "initial time constants: logarithmic or uniform rates", ("rf", "uniform")
+    )
     temporal_backend: str = option(
-        "auto", "scan over time: auto (fast), loop (readable), norse (step by step)", ("auto", "loop", "norse")
+        "auto",
+        "scan over time: auto (fast), loop (readable), norse (step by step)",
+        ("auto", "loop", "norse"),
     )
     # loss and optimisation
     regularization: str = option("js", "regulariser of the heat maps", ("none", "js", "kl", "var"))
@@ -73,7 +80,9 @@ class Config:
     optimizer: str = option("adam", "optimiser", ("adagrad", "adam", "rmsprop", "sgd"))
     optimizer_split: int = flag(0, "give time constants their own learning rate, 1e-10 of lr")
     lr: float = option(5e-3, "learning rate")
-    lr_step: str = option("step", "schedule: decay per epoch, cosine with warm restarts, none", ("step", "ca", "none"))
+    lr_step: str = option(
+        "step", "schedule: decay per epoch, cosine with warm restarts, none", ("step", "ca", "none")
+    )
     lr_decay: float = option(0.95, "factor of the learning rate per epoch, for lr_step step")
     weight_decay: float = option(1e-6, "coupled weight decay")
     warmup: int = option(20, "accepted and unused, as published: the warm-up lasts --timesteps (FIDELITY 12)")
@@ -82,7 +91,9 @@ class Config:
     def __post_init__(self):
         for name, choices in ((f.name, f.metadata["choices"]) for f in dataclasses.fields(self)):
             if choices and getattr(self, name) not in choices:
-                raise ValueError(f"{name} {getattr(self, name)!r}: want one of {', '.join(choices)}")
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r}: want one of {', '.join(map(str, choices))}"
+                )
         for name in ("timesteps", "stack_frames", "batch_size", "n_spatial_scales", "n_temporal_scales", "n_angles",
                      "n_ratios", "n_classes"):  # fmt: skip
             if getattr(self, name) < 1:
@@ -99,7 +110,8 @@ class Config:
 
 
 def run_name(config, data_root):
-    """The published name of a run, which names its folder of logs; not all settings are in it (FIDELITY 19)."""
+    """The published name of a run, which names its folder of logs; not all settings are in it (FIDELITY
+    19)."""
     summed = "S" if config.sum_frames else ""
     return (
         f"{config.net}_{config.init_scheme_spatial}-{config.init_scheme_temporal}_{config.stack_frames}{summed}"
@@ -108,7 +120,8 @@ def run_name(config, data_root):
 
 
 def read_config_lines(path):
-    """The runs of a `config_*.txt`: one list of command-line words per line; blank lines and # comments are passed over.
+    """The runs of a `config_*.txt`: one list of command-line words per line; blank lines and # comments are
+    passed over.
 
     ValueError naming file and line where quotes do not close.
     """

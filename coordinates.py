@@ -1,7 +1,7 @@
 """Heat map to coordinate, and the one conversion between pixels and [-1, 1].
 
-Coordinates are (T, B, N, 2), last axis (H, W): `_px` pixels from 0 to the field's size, `_unit` the same field as
-[-1, 1].  Source: DSNT, Nibali et al. 2018; paper, Methods (coordinates); FIDELITY 9-10.
+Coordinates are (T, B, N, 2), last axis (H, W): `_px` pixels from 0 to the field's size, `_unit` the same
+field as [-1, 1].  Source: DSNT, Nibali et al. 2018; paper, Methods (coordinates); FIDELITY 9-10.
 """
 
 import torch
@@ -15,19 +15,24 @@ def pixel_to_unit(position_px, resolution):
 
 def unit_to_pixel(position_unit, resolution):
     """The inverse of `pixel_to_unit`."""
-    return (position_unit + 1) * torch.as_tensor(resolution, device=position_unit.device).to(position_unit.dtype) / 2
+    return (
+        (position_unit + 1)
+        * torch.as_tensor(resolution, device=position_unit.device).to(position_unit.dtype)
+        / 2
+    )
 
 
 def unit_grid(n, like):
-    """Centres of n cells from -1 to 1, both included (n,): float32 constants, as published, in the dtype of `like`."""
+    """Centres of n cells from -1 to 1, both included (n,): float32 constants, as published, in the dtype of
+    `like`."""
     return torch.linspace(-1, 1, n, device=like.device).to(like.dtype)
 
 
 def spatial_mean(heatmaps):
     """DSNT: the mean position (..., 2) in units of heat maps (..., H, W) that sum to 1."""
     *_, H, W = heatmaps.shape
-    along_h = heatmaps.sum(-1) @ unit_grid(H, heatmaps)
-    along_w = heatmaps.sum(-2) @ unit_grid(W, heatmaps)
+    along_h = (heatmaps.sum(-1) * unit_grid(H, heatmaps)).sum(-1)
+    along_w = (heatmaps.sum(-2) * unit_grid(W, heatmaps)).sum(-1)
     return torch.stack([along_h, along_w], -1)
 
 
@@ -41,7 +46,8 @@ class DSNT(nn.Module):
 class DSNTLI(nn.Module):
     """DSNT, leakily summed over time:  s[t] = (1 - li_tm) * s[t-1] + dsnt[t], one trainable li_tm per axis.
 
-    State: s of the last step (B, N, 2), zero at rest.  The gain at rest is 1 / li_tm = 1.11 until learnt (FIDELITY 10).
+    State: s of the last step (B, N, 2), zero at rest.  The gain at rest is 1 / li_tm = 1.11 until learnt
+    (FIDELITY 10).
     """
 
     def __init__(self, li_tm=0.9):
@@ -59,7 +65,8 @@ class DSNTLI(nn.Module):
 
 
 class HottestPixel(nn.Module):
-    """The centre of each heat map's hottest cell, in units; its gradient is DSNT's (straight-through); no state.
+    """The centre of each heat map's hottest cell, in units; its gradient is DSNT's (straight-through); no
+    state.
 
     Never worked as published (FIDELITY 11).
     """

@@ -1,6 +1,8 @@
-"""Loss terms: the distance of the coordinates, heat-map regularisers against Gaussian targets, the spike regulariser.
+"""Loss terms: the distance of the coordinates, heat-map regularisers against Gaussian targets, the spike
+regulariser.
 
-Heat maps and targets are (T, B, N, H, W).  Source: DSNT, Nibali et al. 2018; paper, Methods (loss); FIDELITY 7-8.
+Heat maps and targets are (T, B, N, H, W).  Source: DSNT, Nibali et al. 2018; paper, Methods (loss); FIDELITY
+7-8.
 """
 
 import torch
@@ -17,7 +19,8 @@ def coordinate_distance(predicted, target):
 def gaussian_targets(positions_unit, shape):
     """Gaussians of TARGET_SIGMA around positions (T, B, N, 2) on maps of `shape` (H, W): (T, B, N, H, W).
 
-    All maps together sum to 1, not each (kept: FIDELITY 7); zeros where every position lies far outside the field.
+    All maps together sum to 1, not each (kept: FIDELITY 7); zeros where every position lies far outside the
+    field.
     """
     along_h, along_w = (
         torch.exp(-(((_cell_centres(n, positions_unit) - position[..., None]) / TARGET_SIGMA) ** 2) / 2)
@@ -70,5 +73,6 @@ REGULARISERS = {
 
 
 def spike_regulariser(activities, mean=0.05, scale=0.05):
-    """Sum over temporal channels of scale * (mean - activity)^2; activities: mean spikes per cell and step (K,)."""
+    """Sum over temporal channels of scale * (mean - activity)^2; activities: mean spikes per cell and step
+    (K,)."""
     return ((mean - activities) ** 2).sum() * scale

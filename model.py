@@ -6,9 +6,10 @@
       transposed convolution -> leaky integrator, rectified -> dropout
     heat maps (T, B, N, h, w)
 
-The network is feed-forward in time, so spatial operators run once over all T * B frames and only the neurons walk over
-time.  Temporal channels that share spatial weights run as one batch, stacked on an axis K behind time.
-Module and parameter names are the published ones.  Source: paper, Fig. 2 and Methods; published.md 3 as FIDELITY 1-6.
+The network is feed-forward in time, so spatial operators run once over all T * B frames and only the neurons
+walk over time.  Temporal channels that share spatial weights run as one batch, stacked on an axis K behind
+time. Module and parameter names are the published ones.  Source: paper, Fig. 2 and Methods; published.md 3 as
+FIDELITY 1-6.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config import Config
-from receptive_fields import KERNEL_SIZES, bank_weights, spatial_kernels, spatial_parameters, temporal_rates_hz
+from receptive_fields import (
+    KERNEL_SIZES,
+    bank_weights,
+    spatial_kernels,
+    spatial_parameters,
+    temporal_rates_hz,
+)
 from temporal import (
     ALPHA,
     V_TH,
@@ -46,29 +53,35 @@ class Response(NamedTuple):
 
 
 def respond(net, current, rate_hz, state=None, backend="auto"):
-    """Neurons' outputs and state under `current` (T, ...): "li" leaky integrators, rectified behind the state; "lif"
-    spikes; "ann" ReLU, with no state. rate_hz: 1 / tau, broadcast with a step."""
+    """Neurons' outputs and state under `current` (T, ...): "li" leaky integrators, rectified behind the
+    state; "lif" spikes; "ann" ReLU, with no state. rate_hz: 1 / tau, broadcast with a step."""
     if net == "ann":
         return F.relu(current), None
     if net == "li":
-        voltages, state = leaky_integrate(current, LIBoxParameters(tau_mem_inv=rate_hz), state, backend=backend)
+        voltages, state = leaky_integrate(
+            current, LIBoxParameters(tau_mem_inv=rate_hz), state, backend=backend
+        )
         return F.relu(voltages), state
     p = LIFBoxParameters(tau_mem_inv=rate_hz, v_th=torch.as_tensor(V_TH), alpha=torch.as_tensor(ALPHA))
     return leaky_integrate_and_fire(current, p, state, backend=backend)
 
 
 class StepwiseBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation of frames (T, K, B, C, H, W) with the statistics of each time step and channel of its own.
+    """Batch normalisation of frames (T, K, B, C, H, W) with the statistics of each time step and channel of
+    its own.
 
-    The running statistics take one update per step and channel, in that order, as if each had been a call; frames that
-    stand for `channels` identical channels count that often.  Source: published.md C33 as FIDELITY 6.
+    The running statistics take one update per step and channel, in that order, as if each had been a call;
+    frames that stand for `channels` identical channels count that often.  Source: published.md C33 as
+    FIDELITY 6.
     """
 
     def forward(self, frames, channels=1):
         per_channel = (-1, 1, 1)
         if not self.training:
             scale = (self.running_var + self.eps).rsqrt() * self.weight
-            return (frames - self.running_mean.view(per_channel)) * scale.view(per_channel) + self.bias.view(per_channel)
+            return (frames - self.running_mean.view(per_channel)) * scale.view(per_channel) + self.bias.view(
+                per_channel
+            )
         dims = (2, 4, 5)
         variance, mean = torch.var_mean(frames, dims, correction=0, keepdim=True)
         with torch.no_grad():
@@ -82,7 +95,9 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
 
     def _update(self, running, per_call, repeats):
         per_call = per_call.repeat_interleave(repeats, 0)
-        weights = (1 - self.momentum) ** torch.arange(len(per_call), -1, -1, device=running.device, dtype=running.dtype)
+        weights = (1 - self.momentum) ** torch.arange(
+            len(per_call), -1, -1, device=running.device, dtype=running.dtype
+        )
         running.mul_(weights[0]).add_(self.momentum * (weights[1:, None] * per_call).sum(0))
 
 
@@ -110,7 +125,9 @@ class TemporalRF(nn.Module):
             self.tau_mem_inv = nn.Parameter(rate_hz)
 
     def forward(self, current, state=None):
-        return respond(self.net, current, None if self.net == "ann" else self.tau_mem_inv, state, self.backend)
+        return respond(
+            self.net, current, None if self.net == "ann" else self.tau_mem_inv, state, self.backend
+        )
 
 
 class SpatioTemporalRF(nn.Module):
@@ -130,8 +147,8 @@ class SpatioTemporalRF(nn.Module):
 def layer_response(fields, frames, state=None, channels=None):
     """K fields that share one SpatialRF, at once: the layer's outputs (T, K, B, N, H // 2, W // 2) and state.
 
-    frames: (T, K, B, C, H, W), or (T, 1, B, C, H, W) where all fields see the same.  channels: how many channels the
-    frames stand for, K if None.
+    frames: (T, K, B, C, H, W), or (T, 1, B, C, H, W) where all fields see the same.  channels: how many
+    channels the frames stand for, K if None.
     """
     pooled = F.avg_pool2d(frames.flatten(0, 2), 2).unflatten(0, frames.shape[:3])
     current = fields[0].spatial(pooled, channels or len(fields))  # T 1|K B N h w
@@ -161,14 +178,16 @@ class SpatioTemporalChannel(nn.Module):
 def channels_response(channels, frames, states, count=None):
     """K channels that share their SpatialRFs, at once, on frames (T, B, C, H, W).
 
-    Returns (T, K, B, N, H // 16, W // 16), a state per layer, and each channel's activity (K,).  count: how many
-    channels these stand for, K if None.
+    Returns (T, K, B, N, H // 16, W // 16), a state per layer, and each channel's activity (K,).  count: how
+    many channels these stand for, K if None.
     """
     out, new_states, activities = frames[:, None], [], []
     for fields, state in zip(zip(*(c.spatiotemporal for c in channels), strict=True), states, strict=True):
         out, state = layer_response(fields, out, state, count)
         new_states.append(state)
-        activities.append(out.mean((0, 2, 3, 4, 5)) if fields[0].temporal.net == "lif" else out.new_zeros(out.shape[1]))
+        activities.append(
+            out.mean((0, 2, 3, 4, 5)) if fields[0].temporal.net == "lif" else out.new_zeros(out.shape[1])
+        )
     pooled = F.max_pool2d(out.flatten(0, 2), 2).unflatten(0, out.shape[:3])
     return pooled, tuple(new_states), torch.stack(activities).mean(0)
 
@@ -181,7 +200,9 @@ class SpatioTemporalModel(nn.Module):
         self.config = config
         rates = temporal_rates_hz(config.n_temporal_scales, config.init_scheme_temporal)
         n_groups = config.n_spatial_scales if config.separate_spatial_channels else 1
-        shared = [spatial_layers(config, scale) for scale in range(n_groups)] if config.weight_sharing else None
+        shared = (
+            [spatial_layers(config, scale) for scale in range(n_groups)] if config.weight_sharing else None
+        )
         self.channels = nn.ModuleList(
             spatiotemporal_channel(config, shared[scale] if shared else spatial_layers(config, scale), rate)
             for rate in rates
@@ -226,7 +247,9 @@ class SpatioTemporalModel(nn.Module):
             activities[group] = activity
         convolution, neuron, dropout = self.classifier
         read = convolution((total / len(self.channels)).flatten(0, 1)).unflatten(0, frames.shape[:2])
-        heatmaps, classifier_state = neuron(read, None if state is None else state.classifier)  # T B N H/16+4 W/16+4
+        heatmaps, classifier_state = neuron(
+            read, None if state is None else state.classifier
+        )  # T B N H/16+4 W/16+4
         return Response(dropout(heatmaps), NetworkState(tuple(new_states), classifier_state), activities)
 
     def _apply(self, fn, recurse=True):
@@ -235,8 +258,8 @@ class SpatioTemporalModel(nn.Module):
         return self
 
     def _tie_time_constants(self):
-        """Time constants of one temporal scale that are parameters of their own are one memory cell (kept: FIDELITY 14),
-        also behind a move to another device or dtype."""
+        """Time constants of one temporal scale that are parameters of their own are one memory cell (kept:
+        FIDELITY 14), also behind a move to another device or dtype."""
         if self.config.net == "ann":
             return
         stride = len(self.channels) // self.config.n_temporal_scales
@@ -249,7 +272,11 @@ class SpatioTemporalModel(nn.Module):
 def spatial_layers(config, scale):
     """The three SpatialRFs of a channel; of one spatial scale alone with separate spatial channels."""
     rows = spatial_parameters(
-        config.n_spatial_scales, config.n_angles, config.n_ratios, config.n_angles_grow, config.receptive_fields
+        config.n_spatial_scales,
+        config.n_angles,
+        config.n_ratios,
+        config.n_angles_grow,
+        config.receptive_fields,
     )
     if config.separate_spatial_channels:
         rows = rows[rows[:, 0] == 2.0**scale]

@@ -1,8 +1,8 @@
-"""The theory over space: covariance matrices, affine Gaussian kernels, directional derivatives and banks of them.
+"""The theory over space: covariance matrices, affine Gaussian kernels, their directional derivatives, banks.
 
-A field is a row (variance, angle_rad, ratio, dx, dy): the Gaussian of covariance `covariance_matrix(...)`, derived
-dx times along the direction `angle_rad` and dy times across it.  A bank is a set of rows; its kernels are built in
-float64 and cast last.  Source: paper, Methods (spatial receptive fields); FIDELITY 1-4.
+A field is a row (variance, angle_rad, ratio, dx, dy): the Gaussian of covariance `covariance_matrix(...)`,
+derived dx times along the direction `angle_rad` and dy times across it.  A bank is a set of rows; its
+kernels are built in float64 and cast last.  Source: paper, Methods (spatial receptive fields); FIDELITY 1-4.
 """
 
 import itertools
@@ -18,23 +18,25 @@ COLUMNS = ("variance", "angle_rad", "ratio", "dx", "dy")
 
 
 def spatial_angles(n_angles):
-    """Directions of a bank in radians, float32 (n_angles,): n equal steps from 0 to 2 pi - pi / n, both included."""
+    """Directions of a bank in radians, float32 (n_angles,): evenly from 0 to 2 pi - pi / n."""
     return torch.linspace(0, 2 * math.pi - math.pi / n_angles, n_angles)
 
 
 def spatial_parameters(n_scales=4, n_angles=4, n_ratios=3, n_angles_grow=0, family="published"):
     """Rows of the bank, float32 (N, 5), columns `COLUMNS`, in the published order.
 
-    Variances 2^0 .. 2^(n_scales-1); ratios sqrt(1.5)^0 .. sqrt(1.5)^(n_ratios-1).  First the elongated fields, then the
-    round ones (ratio 1): these for the first angle only ("published": 144 rows of the paper's 4, 4, 3), or repeated
-    for every angle ("norse-1.1.0": 192 rows; FIDELITY 1).  n_angles_grow > 0 adds to the i-th ratio fields at
-    n_angles + i * n_angles_grow angles and, as published, sorts the rows.  ValueError for counts below 1.
+    Variances 2^0 .. 2^(n_scales-1); ratios sqrt(1.5)^0 .. sqrt(1.5)^(n_ratios-1).  First the elongated
+    fields, then the round ones (ratio 1): these for the first angle only ("published": 144 rows of the
+    paper's 4, 4, 3), or repeated for every angle ("norse-1.1.0": 192 rows; FIDELITY 1).  n_angles_grow > 0
+    adds to the i-th ratio fields at n_angles + i * n_angles_grow angles and, as published, sorts the rows.
+    ValueError for counts below 1.
     """
     if family not in FAMILIES:
         raise ValueError(f"receptive fields {family!r}: want one of {', '.join(FAMILIES)}")
     if min(n_scales, n_angles, n_ratios) < 1 or n_angles_grow < 0:
         raise ValueError(
-            f"n_scales {n_scales}, n_angles {n_angles}, n_ratios {n_ratios} must be at least 1, n_angles_grow {n_angles_grow} 0"
+            f"n_scales {n_scales}, n_angles {n_angles}, n_ratios {n_ratios}: want at least 1, "
+            f"n_angles_grow {n_angles_grow}: want at least 0"
         )
     variances = 2.0 ** torch.arange(n_scales)
     ratios = torch.sqrt(1.5 ** torch.arange(n_ratios))
@@ -51,7 +53,8 @@ def spatial_parameters(n_scales=4, n_angles=4, n_ratios=3, n_angles_grow=0, fami
 def covariance_matrix(variance, angle_rad, ratio):
     """Sigma = variance * R diag(ratio^2, ratio^-2) R^T with R the rotation by angle_rad.
 
-    Arguments broadcast to any shape (...); returns (..., 2, 2), first axis x (along columns), second y (along rows).
+    Arguments broadcast to any shape (...); returns (..., 2, 2), first axis x (along columns), second y
+    (along rows).
     Source: paper, Methods (affine Gaussian kernel).
     """
     cos, sin = torch.cos(angle_rad), torch.sin(angle_rad)
@@ -63,8 +66,8 @@ def covariance_matrix(variance, angle_rad, ratio):
 
 
 def gaussian_kernels(covariance, size, domain=DOMAIN):
-    """Sampled Gaussians of the covariances (..., 2, 2) on a size x size grid over [-domain, domain]^2, each summing
-    to 1: (..., size, size), y along dim -2 and x along dim -1, in the dtype of the covariance."""
+    """Sampled Gaussians of the covariances (..., 2, 2) on a size x size grid over [-domain, domain]^2, each
+    summing to 1: (..., size, size), y along dim -2 and x along dim -1, in the dtype of the covariance."""
     grid = torch.linspace(-domain, domain, size, dtype=covariance.dtype, device=covariance.device)
     y, x = torch.meshgrid(grid, grid, indexing="ij")
     points = torch.stack([x, y], -1)
@@ -76,10 +79,10 @@ def gaussian_kernels(covariance, size, domain=DOMAIN):
 def spatial_kernels(rows, size, family="published", dtype=torch.float32):
     """The bank: kernels (N, size, size) of `rows` (N, 5), as the published system builds them.
 
-    Each derivative is a central difference with unit step (one-sided at the borders) along the field's direction, or
-    across it, times the field's variance; those along come first, in alternation.  "norse-1.1.0" takes the direction's
-    cosine along rows instead of columns, as that release does (FIDELITY 3).
-    Source: published.md 3.2 as FIDELITY 1-3; `norse.torch.functional.receptive_field` of either version.
+    Each derivative is a central difference with unit step (one-sided at the borders) along the field's
+    direction, or across it, times the field's variance; those along come first, in alternation.
+    "norse-1.1.0" takes the direction's cosine along rows instead of columns, as that release does (FIDELITY
+    3). Source: published.md 3.2 as FIDELITY 1-3; `norse.torch.functional.receptive_field` of either version.
     """
     if family not in FAMILIES:
         raise ValueError(f"receptive fields {family!r}: want one of {', '.join(FAMILIES)}")
@@ -101,10 +104,11 @@ def _directional_difference(kernels, direction_rad, family):
 
 
 def bank_weights(kernels, out_channels, in_channels):
-    """Convolution weights (out_channels, in_channels, size, size) initialised with the bank `kernels` (N, size, size).
+    """Convolution weights (out_channels, in_channels, size, size) from the bank `kernels` (N, size, size).
 
-    More outputs than inputs: field o on output o.  Otherwise field i on input i, so that all outputs start identical,
-    as published (FIDELITY 4).  More inputs than fields, where the published code breaks: field o on output o.
+    More outputs than inputs: field o on output o.  Otherwise field i on input i, so that all outputs start
+    identical, as published (FIDELITY 4).  More inputs than fields, where the published code breaks: field o
+    on output o.
     """
     n = len(kernels)
     if out_channels > in_channels or in_channels > n:

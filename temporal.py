@@ -1,16 +1,32 @@
 """The theory over time: leaky integration and leaky integrate-and-fire.
 
-    leaky integrator       v[t] = v[t-1] + decay * (x[t] - v[t-1])                    decay = dt / tau
-    leaky integrate-fire   u[t] = v[t-1] + decay * (x[t] - v[t-1]);   z[t] = u[t] > v_th;   v[t] = (1 - z[t]) * u[t]
+    leaky integrator              v[t] = v[t-1] + decay * (x[t] - v[t-1])          decay = dt / tau
+    leaky integrate-and-fire      u[t] = v[t-1] + decay * (x[t] - v[t-1])
+                                  z[t] = 1 if u[t] > v_th else 0
+                                  v[t] = (1 - z[t]) * u[t]
 
-Each equation stands here three times under one signature: walking Norse's cell ("norse", the judge), the readable loop
-("loop") and the scan that keeps only the membrane voltages for its backward pass ("auto", the default).
-Parameters and states are Norse's.  Source: paper, Methods; `norse.torch.functional` (LI box, LIF box feed-forward).
+Each equation stands here three times under one signature: walking Norse's cell ("norse", the judge), the
+readable loop ("loop") and the scan that keeps only the membrane voltages for its backward pass ("auto", the
+default).  Parameters and states are Norse's.
+Source: paper, Methods; `norse.torch.functional` (LI box, LIF box feed-forward).
 """
 
+import warnings
+
 import torch
-from norse.torch.functional.leaky_integrator_box import LIBoxParameters, LIBoxState, li_box_feed_forward_step
-from norse.torch.functional.lif_box import LIFBoxFeedForwardState, LIFBoxParameters, lif_box_feed_forward_step
+
+with warnings.catch_warnings():  # Norse 1.1.0 still compiles with torch.jit, which torch 2.15 warns about
+    warnings.simplefilter("ignore", FutureWarning)
+    from norse.torch.functional.leaky_integrator_box import (
+        LIBoxParameters,
+        LIBoxState,
+        li_box_feed_forward_step,
+    )
+    from norse.torch.functional.lif_box import (
+        LIFBoxFeedForwardState,
+        LIFBoxParameters,
+        lif_box_feed_forward_step,
+    )
 
 DT_S = 1e-3  # one time step in seconds
 V_TH = 0.1  # firing threshold of the paper's LIF neurons
@@ -21,10 +37,10 @@ BACKENDS = ("auto", "loop", "norse")
 def leaky_integrate(current, p: LIBoxParameters, state: LIBoxState | None = None, dt=DT_S, backend="auto"):
     """Voltages of a leaky integrator, all of them and the last.
 
-    current: (T, ...), any shape of a step.  p.tau_mem_inv: Hz, broadcast with a step: where it is larger (rates (K, 1, 1)
-    over currents (T, 1, H, W), say), the voltages are.  state: voltages of a step, rest if None.  dt: seconds.
-    Returns (T, *step) voltages and the state to hand to the next chunk: two chunks equal the whole.
-    Source: Norse's `li_box_feed_forward_step`.
+    current: (T, ...), any shape of a step.  p.tau_mem_inv: Hz, broadcast with a step: where it is larger
+    (rates (K, 1, 1) over currents (T, 1, H, W), say), the voltages are.  state: voltages of a step, rest if
+    None.  dt: seconds. Returns (T, *step) voltages and the state to hand to the next chunk: two chunks equal
+    the whole. Source: Norse's `li_box_feed_forward_step`.
     """
     if backend == "norse":
         return _walk(li_box_feed_forward_step, current, p, _rest(LIBoxState, current, p, state), dt)
@@ -38,13 +54,15 @@ def leaky_integrate_and_fire(
 ):
     """Spikes (0 or 1, dtype of the voltages) of a leaky integrate-and-fire neuron and its last state.
 
-    Shapes, rates and dt as in `leaky_integrate`.  Fires strictly above p.v_th, then resets by value to 0, the gradient
-    flowing through the spike.  Backward through the threshold is SuperSpike, 1 / (p.alpha * |u - v_th| + 1)^2
-    (backend "norse": the installed Norse's own, whose 1.1.0 takes alpha = 1; FIDELITY 5).
-    Source: Norse's `lif_box_feed_forward_step`; SuperSpike, Zenke and Ganguli 2018.
+    Shapes, rates and dt as in `leaky_integrate`.  Fires strictly above p.v_th, then resets by value to 0,
+    the gradient flowing through the spike.  Backward through the threshold is SuperSpike,
+    1 / (p.alpha * |u - v_th| + 1)^2 (backend "norse": the installed Norse's own, whose 1.1.0 takes alpha = 1;
+    FIDELITY 5). Source: Norse's `lif_box_feed_forward_step`; SuperSpike, Zenke and Ganguli 2018.
     """
     if backend == "norse":
-        return _walk(lif_box_feed_forward_step, current, p, _rest(LIFBoxFeedForwardState, current, p, state), dt)
+        return _walk(
+            lif_box_feed_forward_step, current, p, _rest(LIFBoxFeedForwardState, current, p, state), dt
+        )
     decay, v0 = _prepare(current, p, state, dt)
     v_th, alpha = (torch.as_tensor(value, device=decay.device).to(decay.dtype) for value in (p.v_th, p.alpha))
     spikes, v = (_lif_loop if backend == "loop" else _IntegrateAndFire.apply)(current, decay, v0, v_th, alpha)
@@ -52,11 +70,11 @@ def leaky_integrate_and_fire(
 
 
 def super_spike(distance, alpha):
-    """1 where the distance from the threshold is positive, else 0; backward 1 / (alpha * |distance| + 1)^2."""
+    """1 where the distance from the threshold is positive, else 0; backward the SuperSpike of alpha."""
     return _SuperSpike.apply(distance, alpha)
 
 
-# --- the readable loops -------------------------------------------------------------------------------------------
+# --- the readable loops ---
 
 
 def _li_loop(current, decay, v0):
@@ -85,7 +103,7 @@ def _walk(cell, current, p, state, dt):
     return torch.stack(outputs), state
 
 
-# --- the scans ----------------------------------------------------------------------------------------------------
+# --- the scans ---
 
 
 class _LeakyIntegrator(torch.autograd.Function):
@@ -127,7 +145,8 @@ class _IntegrateAndFire(torch.autograd.Function):
     """`_lif_loop` with its gradient written out: only u, the voltages before the reset, are kept.
 
     With h[t] the gradient at v[t] and s(u) the surrogate's slope, z[t] = u[t] > v_th, v[t] = (1 - z[t]) u[t]:
-    g[t] = dL/du[t] = (1 - z[t]) h[t] + (dL/dz[t] - u[t] h[t]) s(u[t]);  h[t-1] = (1 - decay) g[t];  the rest as above.
+    g[t] = dL/du[t] = (1 - z[t]) h[t] + (dL/dz[t] - u[t] h[t]) s(u[t]);  h[t-1] = (1 - decay) g[t];
+    dL/dx and dL/d decay as above.
     """
 
     @staticmethod
@@ -166,7 +185,7 @@ class _IntegrateAndFire(torch.autograd.Function):
 
 
 def _gradient_like(ctx, voltages):
-    """Room for the gradient at the current, in the current's own dtype (bfloat16 under autocast), if it is wanted."""
+    """Room for the gradient at the current, in its own dtype (bfloat16 under autocast), if it is wanted."""
     shape, dtype = ctx.current
     return voltages.new_empty(shape, dtype=dtype) if ctx.needs_input_grad[0] else None
 
@@ -192,7 +211,7 @@ def _prepare(current, p, state, dt):
     """decay, and the voltages before the first step, in the dtype of the scan: float32 at least."""
     for name in ("v_leak", "v_reset"):
         if float(getattr(p, name, 0.0)) != 0.0:
-            raise ValueError(f"{name} = {float(getattr(p, name))}: the scans rest and reset at 0; take backend 'norse'")
+            raise ValueError(f"{name} {float(getattr(p, name))}: the scans rest at 0; take backend 'norse'")
     decay = dt * p.tau_mem_inv
     step = torch.broadcast_shapes(current.shape[1:], decay.shape)
     v0 = current.new_zeros(()) if state is None else state.v
