@@ -6,9 +6,20 @@ differ from the published program: FIDELITY 20-22.
 """
 
 import dataclasses
+import difflib
+import re
 import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import jsonargparse
+
+LEAST = {
+    **dict.fromkeys(("timesteps", "stack_frames", "batch_size", "n_classes"), 1),
+    **dict.fromkeys(("n_spatial_scales", "n_temporal_scales", "n_angles", "n_ratios"), 1),
+    **dict.fromkeys(("network_delay", "num_workers", "n_angles_grow", "lr", "weight_decay", "seed"), 0),
+}  # smallest values, of fields that have one
 
 
 def option(default, help, choices=None, from_data=False):
@@ -22,6 +33,14 @@ def option(default, help, choices=None, from_data=False):
 def flag(default, help):
     """A field that is 0 or 1."""
     return option(default, help, choices=(0, 1))
+
+
+def zero_or_one(text):
+    """0 or 1, also written False or True; ValueError for anything else."""
+    values = {"0": 0, "1": 1, "false": 0, "true": 1}
+    if str(text).lower() not in values:
+        raise ValueError
+    return values[str(text).lower()]
 
 
 @dataclass(frozen=True)
@@ -94,13 +113,9 @@ class Config:
                 raise ValueError(
                     f"{name} {getattr(self, name)!r}: want one of {', '.join(map(str, choices))}"
                 )
-        for name in ("timesteps", "stack_frames", "batch_size", "n_spatial_scales", "n_temporal_scales", "n_angles",
-                     "n_ratios", "n_classes"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: want at least 1")
-        for name in ("network_delay", "num_workers", "n_angles_grow", "lr", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} {getattr(self, name)}: want at least 0")
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)}: want at least {least}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: want 0 or more and below 1")
 
@@ -134,3 +149,37 @@ def read_config_lines(path):
         if words:
             runs.append(words)
     return runs
+
+
+class CommandLine(jsonargparse.ArgumentParser):
+    """Errors in one line: what, and what was wanted; exit code 2."""
+
+    def error(self, message, ex=None):
+        text = " ".join(str(message).split())
+        text = re.sub(r'Parser key "(\S+)":', r"--\1:", text).replace("argument --", "--")
+        text = text.replace("invalid zero_or_one value:", "want 0 or 1, not")
+        if wanted := re.findall(r"Expected an? <class '(\w+)'>", text):
+            value = re.search(r"(?:Got|Given) value: (.*)$", text)
+            flag = text.split(":")[0]
+            text = f"{flag}: want {' or '.join(dict.fromkeys(wanted))}, not {value[1] if value else 'this'}"
+        if unknown := re.match(r"[Uu]nrecognized arguments: (\S+)", text):
+            near = difflib.get_close_matches(unknown[1].split("=")[0], self._option_string_actions, 1)
+            text = f"unknown flag {unknown[1]}; " + (f"did you mean {near[0]}?" if near else "see --help")
+        print(f"{self.prog}: {text}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def add_settings(parser):
+    """A flag for every field of `Config`."""
+    for setting in dataclasses.fields(Config):
+        meta = setting.metadata
+        kwargs = {"type": setting.type, "default": setting.default, "help": meta["help"]}
+        if setting.type == tuple[int, int]:
+            kwargs.update(type=int, nargs=2)
+        if meta["from_data"]:
+            kwargs.update(default=None, help=f"{meta['help']} (default: as in the recordings)")
+        if meta["choices"] == (0, 1):
+            kwargs.update(type=zero_or_one)
+        elif meta["choices"]:
+            kwargs.update(choices=meta["choices"])
+        parser.add_argument(f"--{setting.name}", **kwargs)

@@ -1,0 +1,119 @@
+"""Around the training loop: what the published program leaves behind, and stopping without losing
+anything."""
+
+import math
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch.utils.tensorboard.summary import hparams
+
+from visualization import kernel_grid, prediction_panel
+
+PICTURE_EVERY = 1000  # optimiser steps between pictures, kernels and time constants, as published
+
+
+class Published(Callback):
+    """What the published program leaves behind: a CSV line per validation, and every `PICTURE_EVERY` steps
+    kernels and time constants as files, pictures and histograms."""
+
+    def __init__(self, log_root, name, data_root):
+        self.log_root, self.name = Path(log_root), name
+        self.csv = self.log_root / f"{name}_{Path(data_root).name}.csv"
+        self.best_error_px = math.inf
+        self.complained = False
+
+    def state_dict(self):
+        return {"best_error_px": self.best_error_px}
+
+    def load_state_dict(self, state):
+        self.best_error_px = state["best_error_px"]
+
+    def on_fit_start(self, trainer, model):
+        metrics = dict.fromkeys(("hp_metric", "val/error_px"))
+        settings = {name: str(value) for name, value in model.hparams.items()}
+        for summary in hparams(settings, metrics):
+            trainer.logger.experiment.file_writer.add_summary(summary)
+
+    def on_validation_end(self, trainer, model):
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            self.best_error_px = min(self.best_error_px, trainer.callback_metrics["val/error_px"].item())
+            norm = trainer.callback_metrics["val/norm"].item()
+            with self.csv.open("a") as file:
+                file.write(f"{trainer.global_step},{norm:.10f},{trainer.logger.version}\n")
+
+    def on_train_batch_start(self, trainer, model, batch, batch_idx):
+        step = trainer.global_step
+        if step % PICTURE_EVERY or not trainer.is_global_zero:
+            return
+        kernels = [
+            (layer.spatial.spatial.weight.detach().cpu(), f"channel/{i}/{l}")
+            for i, channel in enumerate(model.net.channels)
+            for l, layer in enumerate(channel.spatiotemporal)
+        ] + [(model.net.classifier[0].weight.detach().cpu(), "classifier")]
+        taus = {}
+        if model.config.net != "ann":
+            taus = {
+                l: [
+                    channel.spatiotemporal[l].temporal.tau_mem_inv.detach().cpu()
+                    for channel in model.net.channels
+                ]
+                for l in range(len(model.net.channels[0].spatiotemporal))
+            }
+        prefix = f"v{trainer.logger.version}_{self.name}"
+        torch.save(kernels, self.log_root / f"{prefix}_kernels_{step}.dat")
+        torch.save(taus, self.log_root / f"{prefix}_taus_{step}.dat")
+        for layer, rates in taus.items():
+            trainer.logger.experiment.add_histogram(f"taus/block/{layer}", torch.stack(rates), step)
+        for weight, name in kernels:
+            self._picture(trainer, f"kernel/{name}", step, kernel_grid, weight.flatten(0, 1).numpy())
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        if "panel" in outputs and trainer.is_global_zero:
+            arrays = (image.float().cpu().numpy() for image in outputs["panel"])
+            self._picture(trainer, "image/prediction", trainer.global_step - 1, prediction_panel, *arrays)
+
+    def _picture(self, trainer, tag, step, draw, *arrays):
+        """A picture that cannot be drawn never stops a run: the first failure is told, with its cause."""
+        try:
+            trainer.logger.experiment.add_image(tag, draw(*arrays), step, dataformats="HWC")
+        except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            if not self.complained:
+                print(f"no picture {tag} at step {step}: {error!r}", file=sys.stderr)
+            self.complained = True
+
+
+class Stop(Callback):
+    """Ctrl-C and SIGTERM let the running batch end and save `last.ckpt`; a second one stops at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.received = None
+
+    def on_train_start(self, trainer, model):
+        self.previous = [signal.signal(number, self._receive) for number in self.SIGNALS]
+
+    def teardown(self, trainer, model, stage):
+        for number, handler in zip(self.SIGNALS, getattr(self, "previous", ()), strict=False):
+            signal.signal(number, handler)
+
+    def _receive(self, number, frame):
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        if self.received and not trainer.is_last_batch:  # the last batch's epoch saves itself, below
+            trainer.save_checkpoint(Path(trainer.checkpoint_callback.dirpath) / "last.ckpt")
+            raise Stopped(self.received)
+
+    def on_train_epoch_end(self, trainer, model):
+        if self.received:
+            raise Stopped(self.received)
+
+
+class Stopped(Exception):
+    """A signal asked for the end; its number is the argument."""

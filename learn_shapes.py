@@ -1,0 +1,301 @@
+"""Train the paper's network to track shapes:  python3 learn_shapes.py DATA LOGS [flags].
+
+`ShapesModel` ties network, coordinates and losses to Lightning; `main` is the command.  Every setting is a
+field of `config.Config`, every flag of Lightning's Trainer is accepted as it is.
+"""
+
+import dataclasses
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from dataset import DataError, ShapeDataset, dense_frames, loader
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from callbacks import PICTURE_EVERY, Published, Stop, Stopped
+from config import CommandLine, Config, add_settings, run_name
+from coordinates import COORDINATES, pixel_to_unit, unit_to_pixel
+from losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
+from model import SpatioTemporalModel
+
+TEMPORAL_LR_FACTOR = 1e-10  # of lr, for time constants under --optimizer_split 1, as published
+OPTIMIZERS = {
+    "adagrad": torch.optim.Adagrad,
+    "adam": torch.optim.Adam,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+SCHEDULERS = {
+    "step": lambda optimizer, config: torch.optim.lr_scheduler.ExponentialLR(optimizer, config.lr_decay),
+    "ca": lambda optimizer, config: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 50, 2),
+    "none": None,
+}
+RECTIFIERS = {
+    "softmax": lambda maps: maps.flatten(-2).softmax(-1).view_as(maps),
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "id": lambda maps: maps,
+}
+WINDOW = ("timesteps", "network_delay", "stack_frames", "sum_frames", "dataset_filter", "resolution")
+FREE = ("num_workers", "temporal_backend")  # settings that may change when a run goes on
+RECORDINGS_SHAPES = ("circle", "square", "triangle")  # GERD's order; names of `val/error_px/...`
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; its message is for the user."""
+
+
+class TrackingState(NamedTuple):
+    network: Any  # NetworkState
+    coordinate: Any  # (B, N, 2) of dsntli, else None
+
+
+class Tracking(NamedTuple):
+    heatmaps: Tensor  # (T, B, N, h, w), rectified
+    coordinates: Tensor  # (T, B, N, 2), units
+    state: TrackingState
+    activities: Tensor  # (channels,)
+
+
+class ShapesModel(pl.LightningModule):
+    """Network, rectifier and coordinate; settings are the fields of `Config`, by name."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.config = Config(**settings)
+        self.save_hyperparameters(dataclasses.asdict(self.config))
+        self.net = SpatioTemporalModel(self.config)
+        self.coordinate = COORDINATES[self.config.coordinate]()
+
+    def forward(self, frames, state: TrackingState | None = None) -> Tracking:
+        """Positions in frames (T, B, C, H, W); `state` carries over from the previous chunk, None is rest."""
+        state = state or TrackingState(None, None)
+        response = self.net(frames, state.network)
+        maps = response.heatmaps.to(torch.promote_types(response.heatmaps.dtype, torch.float32))
+        heatmaps = RECTIFIERS[self.config.rectification](maps)
+        coordinates, coordinate_state = self.coordinate(heatmaps, state.coordinate)
+        return Tracking(
+            heatmaps, coordinates, TrackingState(response.state, coordinate_state), response.activities
+        )
+
+    def track(self, batch):
+        """The tracking of a batch's window, warmed up without gradients, its frames and labels_px (T, B, N,
+        2)."""
+        config = self.config
+        warmup, frames = dense_frames(
+            batch, config.resolution, config.timesteps, config.stack_frames, config.sum_frames
+        )
+        with torch.no_grad():
+            state = self(warmup).state
+        return self(frames, state), frames, batch.labels.transpose(0, 1)
+
+    def terms(self, tracking, labels_px):
+        """Loss terms by published name, the error in pixels per shape (N,), and the targets."""
+        config = self.config
+        target = pixel_to_unit(labels_px, config.resolution)
+        targets = gaussian_targets(target, tracking.heatmaps.shape[-2:])
+        norm = coordinate_distance(tracking.coordinates, target)
+        reg = REGULARISERS[config.regularization](tracking.heatmaps, targets) * config.regularization_scale
+        terms = {"loss": norm + reg, "norm": norm, "reg": reg}
+        if config.net == "lif":
+            terms["spike_reg"] = spike_regulariser(
+                tracking.activities,
+                config.regularization_activity_mean,
+                config.regularization_activity_scale,
+            )
+        predicted_px = unit_to_pixel(tracking.coordinates.detach(), config.resolution)
+        error_px = torch.linalg.vector_norm(predicted_px - labels_px, dim=-1).mean((0, 1))
+        return terms, error_px, targets
+
+    def on_train_batch_start(self, batch, batch_idx):
+        # dropout follows from seed, step and rank alone: a run that stopped goes on with the same numbers
+        torch.manual_seed((self.config.seed * 1_000_003 + self.global_step) * 4099 + self.global_rank)
+
+    def training_step(self, batch, batch_idx):
+        tracking, frames, labels_px = self.track(batch)
+        terms, error_px, targets = self.terms(tracking, labels_px)
+        loss = terms["loss"] = terms["loss"] + terms.get("spike_reg", 0)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.global_step}; "
+                "try a smaller --lr or --gradient_clip_val 1"
+            )
+        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=len(batch.counts))
+        self.log("loss", loss, prog_bar=True, logger=False)
+        self.log("train/error_px", error_px.mean(), prog_bar=True, batch_size=len(batch.counts))
+        outputs = dict(enumerate(tracking.activities)) if self.config.net == "lif" else {}
+        outputs[len(self.net.channels)] = tracking.heatmaps.mean()
+        self.log_dict({f"train/out/{i}": value for i, value in outputs.items()})
+        result = {"loss": loss}
+        if self.global_step % PICTURE_EVERY == 0:
+            result["panel"] = frames[-1, 0, 0], tracking.heatmaps[-1, 0, 0].detach(), targets[-1, 0, 0]
+        return result
+
+    def validation_step(self, batch, batch_idx):
+        tracking, _, labels_px = self.track(batch)
+        terms, error_px, _ = self.terms(tracking, labels_px)
+        size = {"batch_size": len(batch.counts), "sync_dist": True}
+        self.log_dict({f"val/{name}": value for name, value in terms.items()}, **size)
+        self.log("hp_metric", terms["loss"], **size)  # without spike_reg (kept: FIDELITY 15)
+        self.log("val/error_px", error_px.mean(), prog_bar=True, **size)
+        if len(error_px) > 1:
+            names = RECORDINGS_SHAPES if len(error_px) == len(RECORDINGS_SHAPES) else range(len(error_px))
+            self.log_dict(
+                {f"val/error_px/{n}": e for n, e in zip(names, error_px.unbind(), strict=True)}, **size
+            )
+
+    def configure_optimizers(self):
+        config = self.config
+        temporal = [p for name, p in self.named_parameters() if name.endswith("tau_mem_inv")]
+        spatial = [p for name, p in self.named_parameters() if not name.endswith("tau_mem_inv")]
+        groups = [{"params": spatial + temporal}]
+        if config.optimizer_split and temporal:
+            groups = [{"params": spatial}, {"params": temporal, "lr": config.lr * TEMPORAL_LR_FACTOR}]
+        # time constants may alias one memory cell (FIDELITY 14): update parameter by parameter
+        optimizer = OPTIMIZERS[config.optimizer](
+            groups, lr=config.lr, weight_decay=config.weight_decay, foreach=False
+        )
+        schedule = SCHEDULERS[config.lr_step]
+        return [optimizer], [schedule(optimizer, config)] if schedule else []
+
+
+def command_line():
+    parser = CommandLine(usage="%(prog)s DATA LOGS [flags]", description=__doc__.split(":")[0])
+    parser.add_argument("data_root", help="folder of folders of recordings, as generate_data.py makes them")
+    parser.add_argument("log_root", help="folder for TensorBoard logs, checkpoints and CSV files")
+    parser.add_argument("--config", action="config", help="YAML file of flags")
+    parser.add_argument(
+        "--ckpt_path",
+        type=str | None,
+        help="continue from this checkpoint; last: where the newest run of these settings stopped, if any",
+    )
+    add_settings(parser)
+    parser.add_class_arguments(pl.Trainer, skip={"logger", "callbacks"})
+    parser.set_defaults(max_epochs=50)
+    return parser
+
+
+def open_data(data_root, settings):
+    """The train and val recordings of these settings, and the settings completed from them."""
+    window = {name: settings[name] for name in WINDOW if name in settings}
+    data = {split: ShapeDataset(data_root, split=split, **window) for split in ("train", "val")}
+    found = {"resolution": list(data["train"].resolution), "n_classes": data["train"].n_classes}
+    if settings.get("n_classes", found["n_classes"]) != found["n_classes"]:
+        raise ValueError(f"--n_classes: the recordings in {data_root} have {found['n_classes']} shapes")
+    return data, found | settings
+
+
+def find_last(run_folder, settings):
+    """The newest `last.ckpt` of a run of these settings under `run_folder`, None if there is none."""
+    for path in sorted(
+        run_folder.glob("version_*/checkpoints/last.ckpt"), key=os.path.getmtime, reverse=True
+    ):
+        trained_with = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["hyper_parameters"]
+        if {k: trained_with[k] for k in settings if k not in FREE} == {
+            k: v for k, v in settings.items() if k not in FREE
+        }:
+            return path
+    return None
+
+
+def version_of(checkpoint, run_folder):
+    """The version whose folder of `run_folder` holds the checkpoint, so that the run goes on there; else
+    None."""
+    path = Path(checkpoint).resolve()
+    if path.parent.parent.parent != run_folder.resolve():
+        return None
+    return int(path.parent.parent.name.removeprefix("version_"))
+
+
+def build_trainer(flags, log_root, name, version, data_root):
+    """Lightning's Trainer with our logger and callbacks; `--strategy=dp`, gone from Lightning 2, becomes
+    ddp."""
+    if flags["strategy"] == "dp":
+        flags["strategy"] = "auto" if str(flags["devices"]) in ("1", "auto") else "ddp"
+        print(f"--strategy=dp is gone from Lightning 2: taking {flags['strategy']}", file=sys.stderr)
+    callbacks = [Published(log_root, name, data_root), Stop(), LearningRateMonitor()]
+    if flags["enable_checkpointing"] is not False:
+        best = ModelCheckpoint(
+            monitor="val/norm",
+            save_top_k=5,
+            save_last=True,
+            filename="{epoch}-{step}",
+            enable_version_counter=False,
+        )
+        callbacks.append(best)
+    logger = TensorBoardLogger(log_root, name=name, version=version, default_hp_metric=False)
+    return pl.Trainer(**flags, logger=logger, callbacks=callbacks)
+
+
+def train(arguments):
+    """Train what the command line asks for, and say where it ended."""
+    own = {"data_root", "log_root", "ckpt_path", "config"}
+    fields = {setting.name for setting in dataclasses.fields(Config)}
+    settings = {k: v for k, v in arguments.items() if k in fields and v is not None}
+    Config(**settings)  # a bad value is told before anything is read
+    data, settings = open_data(arguments["data_root"], settings)
+    model_settings = dataclasses.asdict(Config(**settings))
+    pl.seed_everything(settings["seed"], workers=True, verbose=False)
+    model = ShapesModel(**model_settings)
+
+    name = run_name(model.config, arguments["data_root"])
+    run_folder = Path(arguments["log_root"]) / name
+    checkpoint = arguments["ckpt_path"]
+    if checkpoint == "last":
+        checkpoint = find_last(run_folder, model_settings)
+        print(
+            f"continuing from {checkpoint}"
+            if checkpoint
+            else f"nothing to continue in {run_folder}: starting"
+        )
+    elif checkpoint and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"--ckpt_path {checkpoint}: no such file; want a .ckpt file or last")
+    version = version_of(checkpoint, run_folder) if checkpoint else None
+
+    flags = {k: v for k, v in arguments.items() if k not in own | fields}
+    trainer = build_trainer(flags, arguments["log_root"], name, version, arguments["data_root"])
+    loaders = {
+        split: loader(
+            dataset, settings["batch_size"], split == "train", settings["num_workers"], settings["seed"]
+        )
+        for split, dataset in data.items()
+    }
+    trainer.fit(model, loaders["train"], loaders["val"], ckpt_path=checkpoint, weights_only=True)
+    summarise(trainer, arguments["log_root"])
+
+
+def summarise(trainer, log_root):
+    published = next(c for c in trainer.callbacks if isinstance(c, Published))
+    best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+    print(
+        f"best error {published.best_error_px:.2f} px after {trainer.current_epoch} epochs; "
+        f"checkpoint: {best or 'none'}; look: tensorboard --logdir {log_root}"
+    )
+
+
+def main(argv=None):
+    """The command; returns its exit code."""
+    parser = command_line()
+    arguments = vars(parser.parse_args(argv))
+    try:
+        train(arguments)
+    except Stopped as stop:
+        number = stop.args[0]
+        print(f"stopped by {signal.Signals(number).name}; to go on: the same command with --ckpt_path last")
+        return 128 + number
+    except (DataError, OSError, TrainingError, ValueError, MisconfigurationException) as error:
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) and not isinstance(error, DataError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
