@@ -1,0 +1,39 @@
+# make demo    train two small networks on freshly rendered events; pictures go to demo/
+# make test    ruff and the whole test suite
+# make clean   remove .venv and demo/
+# The first call installs into .venv (PYTHON=python3.12 picks another Python, 3.10 or later); later ones start at once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/runtime.stamp
+	$(BIN)/python demo.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/development.stamp
+	$(BIN)/ruff check .
+
+# A stamp is touched only after everything before it went well. Development follows runtime: pip never runs twice at a time.
+.venv/development.stamp: requirements-dev.txt requirements.txt .venv/runtime.stamp
+	$(BIN)/python -m pip install -r requirements-dev.txt
+	@touch $@
+
+.venv/runtime.stamp: requirements.txt .venv/created.stamp
+	$(BIN)/python -m pip install -r requirements.txt
+	@touch $@
+
+.venv/created.stamp:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.10 or later" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is older than 3.10: name a later one, e.g. make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "python3-venv is missing: install it, e.g. apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+clean:
+	rm -rf .venv demo/
