@@ -91,7 +91,7 @@ class Stop(Callback):
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self):
-        self.received = None
+        self.received, self.saved = None, False
 
     def on_train_start(self, trainer, model):
         self.previous = [signal.signal(number, self._receive) for number in self.SIGNALS]
@@ -106,11 +106,15 @@ class Stop(Callback):
         self.received = number
 
     def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
-        if self.received and not trainer.is_last_batch:  # the last batch's epoch saves itself, below
+        if self.received and not trainer.is_last_batch:  # the end of an epoch saves itself
             trainer.save_checkpoint(Path(trainer.checkpoint_callback.dirpath) / "last.ckpt")
+            self.saved = True
+
+    def on_train_batch_start(self, trainer, model, batch, batch_idx):
+        if self.saved:  # only now has the step that was saved been logged
             raise Stopped(self.received)
 
-    def on_train_epoch_end(self, trainer, model):
+    def on_train_epoch_start(self, trainer, model):
         if self.received:
             raise Stopped(self.received)
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from dataset import DataError, ShapeDataset, dense_frames, loader
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -23,6 +22,7 @@ from torch import Tensor
 from callbacks import PICTURE_EVERY, Published, Stop, Stopped
 from config import CommandLine, Config, add_settings, run_name
 from coordinates import COORDINATES, pixel_to_unit, unit_to_pixel
+from dataset import DataError, ShapeDataset, dense_frames, loader
 from losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
 from model import SpatioTemporalModel
 
@@ -206,6 +206,13 @@ def find_last(run_folder, settings):
     return None
 
 
+def items_served(checkpoint, train_loader):
+    """Items of its unfinished epoch that the checkpoint's run had trained on; 0 at the end of an epoch."""
+    loops = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["loops"]
+    batches = loops["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+    return batches * train_loader.batch_size if batches < len(train_loader) else 0
+
+
 def version_of(checkpoint, run_folder):
     """The version whose folder of `run_folder` holds the checkpoint, so that the run goes on there; else
     None."""
@@ -268,6 +275,8 @@ def train(arguments):
         )
         for split, dataset in data.items()
     }
+    if checkpoint:
+        loaders["train"].sampler.skip = items_served(checkpoint, loaders["train"])
     trainer.fit(model, loaders["train"], loaders["val"], ckpt_path=checkpoint, weights_only=True)
     summarise(trainer, arguments["log_root"])
 
