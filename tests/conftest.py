@@ -1,0 +1,62 @@
+"""What several test files use: the project's own training step, and errors relative to the largest value."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from oracles import RECTIFY
+from torch import nn
+
+from coordinates import COORDINATES, pixel_to_unit
+from losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
+from model import SpatioTemporalModel
+
+
+def build_system(config, seed=0):
+    """Network and coordinate under their published names, in float64."""
+    torch.manual_seed(seed)
+    modules = {"net": SpatioTemporalModel(config), "coordinate": COORDINATES[config.coordinate]()}
+    return nn.ModuleDict(modules).double()
+
+
+def run_system(system, warmup, x, labels_px):
+    """One training step up to its loss: what `oracles.reference_run` returns, and the target maps."""
+    config = system["net"].config
+    with torch.no_grad():
+        response = system["net"](warmup)
+        _, position = system["coordinate"](RECTIFY[config.rectification](response.heatmaps))
+    response = system["net"](x, response.state)
+    heatmaps = RECTIFY[config.rectification](response.heatmaps)
+    coordinates, position = system["coordinate"](heatmaps, position)
+    labels = pixel_to_unit(labels_px, config.resolution)
+    targets = gaussian_targets(labels, heatmaps.shape[-2:])
+    terms = {
+        "norm": coordinate_distance(coordinates, labels),
+        "reg": REGULARISERS[config.regularization](heatmaps, targets) * config.regularization_scale,
+    }
+    if config.net == "lif":
+        terms["spike_reg"] = spike_regulariser(response.activities)
+    terms["loss"] = sum(terms.values())
+    return SimpleNamespace(
+        heatmaps=heatmaps,
+        coordinates=coordinates,
+        activities=response.activities,
+        state=response.state,
+        terms=terms,
+        targets=targets,
+    )
+
+
+def relative_error(actual, wanted):
+    """Largest difference over the largest wanted value; infinite where shapes differ; 0 of wanted zeros only
+    if the actual values are zeros too."""
+    if actual.shape != wanted.shape:
+        return float("inf")
+    difference = (actual.double() - wanted.double()).abs().max()
+    return (difference / wanted.double().abs().max().clamp_min(1e-300)).item()
+
+
+@pytest.fixture(scope="session")
+def project():
+    """`build(config, seed)`, `run(system, warmup, x, labels_px)` and `error(actual, wanted)`."""
+    return SimpleNamespace(build=build_system, run=run_system, error=relative_error)
