@@ -254,8 +254,8 @@ def _paper(events, heatmap):
         return picture
     heat = np.nan_to_num(np.asarray(heatmap, float)).clip(0).sum(0)
     rows, columns = (_hats(n, cells) for n, cells in zip(events.shape[1:], heat.shape, strict=True))
-    heat = rows @ (heat / (heat.max() or 1)) @ columns.T
-    shades = SHADES[(heat * (len(SHADES) - 1)).round().astype(int)]
+    heat = rows @ heat @ columns.T
+    shades = SHADES[(heat / (heat.max() or 1) * (len(SHADES) - 1)).round().astype(int)]
     return np.where(events.any(0)[..., None], picture, shades)
 
 
