@@ -242,8 +242,13 @@ def build_trainer(flags, log_root, name, version, data_root):
     return pl.Trainer(**flags, logger=logger, callbacks=callbacks)
 
 
+def parse(argv=None):
+    """The command line as a dict of flags. SystemExit 2 behind one line for a bad one."""
+    return vars(command_line().parse_args(argv))
+
+
 def train(arguments):
-    """Train what the command line asks for, and say where it ended."""
+    """Train what the command line asks for, say where it ended, and return Lightning's trainer."""
     own = {"data_root", "log_root", "ckpt_path", "config"}
     fields = {setting.name for setting in dataclasses.fields(Config)}
     settings = {k: v for k, v in arguments.items() if k in fields and v is not None}
@@ -279,6 +284,7 @@ def train(arguments):
         loaders["train"].sampler.skip = items_served(checkpoint, loaders["train"])
     trainer.fit(model, loaders["train"], loaders["val"], ckpt_path=checkpoint, weights_only=True)
     summarise(trainer, arguments["log_root"])
+    return trainer
 
 
 def summarise(trainer, log_root):
@@ -292,8 +298,7 @@ def summarise(trainer, log_root):
 
 def main(argv=None):
     """The command; returns its exit code."""
-    parser = command_line()
-    arguments = vars(parser.parse_args(argv))
+    arguments = parse(argv)
     try:
         train(arguments)
     except Stopped as stop:
@@ -301,7 +306,7 @@ def main(argv=None):
         print(f"stopped by {signal.Signals(number).name}; to go on: the same command with --ckpt_path last")
         return 128 + number
     except (DataError, OSError, TrainingError, ValueError, MisconfigurationException) as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"learn_shapes.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) and not isinstance(error, DataError) else 1
     return 0
 
