@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
 import torch
 from oracles import RECTIFY
@@ -10,6 +11,9 @@ from torch import nn
 from coordinates import COORDINATES, pixel_to_unit
 from losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
 from model import SpatioTemporalModel
+
+hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("project")
 
 
 def build_system(config, seed=0):
