@@ -7,9 +7,12 @@ along H, y along W. Events stay indices through workers and bus; `dense_frames` 
 Source: FIDELITY 16-18.
 """
 
+import io
+import math
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -20,14 +23,22 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 TRAIN_SHARE = 0.8  # of each folder's files, in the order of their names as text
 RENDER = "render recordings with data_generation.sh or generate_data.py"
+CONTENT = "want [sparse events (T, 2, H, W), labels (T, N, 2)]"
+# what torch.load raises for damaged or foreign files
+UNREADABLE = (ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError)
+UNREADABLE += (pickle.UnpicklingError, RuntimeError, TypeError, ValueError)
 
 
 class DataError(ValueError):
     """A recording or a folder of them that cannot be used; the message names it and the remedy."""
 
+    def __init__(self, message):
+        # out of a DataLoader's worker comes its whole traceback as the message; the last line is ours
+        super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.DataError: "))
+
 
 class Recording(NamedTuple):
-    events: Tensor  # (n, 4) int: frame, polarity, position along H, position along W
+    events: Tensor  # (n, 4) int64: frame, polarity, position along H, position along W; sorted, no two equal
     labels: Tensor  # (T, N, 2) float32, pixels
     shape: tuple  # (T, 2, H, W)
 
@@ -44,19 +55,28 @@ class EventBatch(NamedTuple):
 
 
 def write_recording(path, events, labels, shape):
-    """Write a recording as GERD does, whole or not at all.
+    """Write a recording as GERD does, whole or not at all; the same recording makes the same bytes.
 
-    events: (n, 4) integers (frame, polarity, H, W).  labels: (T, N, 2) pixels.  shape: (T, 2, H, W).
+    events: (n, 4) integers (frame, polarity, H, W), in any order.  labels: (T, N, 2) pixels.
+    shape: (T, 2, H, W).  ValueError for events or labels that do not fit the shape.
     """
-    path = Path(path)
-    indices = torch.as_tensor(events).to(torch.int64).reshape(-1, 4).T.contiguous()
-    frames = torch.sparse_coo_tensor(
-        indices, torch.ones(indices.shape[1]), tuple(shape), check_invariants=True
-    )
+    path, shape = Path(path), tuple(map(int, shape))
+    indices = torch.as_tensor(events).to(torch.int64).T
+    if indices.dim() != 2 or len(indices) != 4:
+        raise ValueError(f"{path}: events of shape {tuple(indices.T.shape)}; want (n, 4)")
+    frames = torch.sparse_coo_tensor(indices, torch.ones(indices.shape[1]), shape)
+    content = [frames, torch.as_tensor(labels, dtype=torch.float32).clone()]
+    problem = _problem(content)
+    if problem:
+        raise ValueError(f"{path}: {problem}; {CONTENT}")
+    indices = frames.coalesce().indices()
+    content[0] = torch.sparse_coo_tensor(indices, torch.ones(indices.shape[1]), shape, is_coalesced=True)
+    archive = io.BytesIO()  # a file's own name would end up in it
+    torch.save(content, archive)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            torch.save([frames.coalesce(), torch.as_tensor(labels, dtype=torch.float32)], file)
+            file.write(archive.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -65,23 +85,41 @@ def write_recording(path, events, labels, shape):
 
 
 def read_recording(path):
-    """The recording in a GERD `.dat` file of either version. DataError for anything else,
-    FileNotFoundError."""
+    """The recording in a GERD `.dat` file of either version. DataError for anything else.
+
+    Values of 1 and more are an event, of 0 and less none, as published; those between are refused.
+    """
+    check_file(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not a recording, or damaged ({reason}); {RENDER}") from None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Validating sparse tensor invariants")  # torch 2.15 tells
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        reason = type(error).__name__
+        raise DataError(f"{path}: not a recording, or damaged ({reason}); {CONTENT}; {RENDER}") from error
     problem = _problem(loaded)
     if problem:
-        raise DataError(f"{path}: {problem}; want [sparse events (T, 2, H, W), labels (T, N, 2)]; {RENDER}")
+        raise DataError(f"{path}: {problem}; {CONTENT}; {RENDER}")
     frames, labels = loaded
-    events = frames._indices().T[frames._values() > 0]
+    indices, values = frames._indices(), frames._values()
+    linear = _linear(*indices, frames.shape)
+    if not (linear[1:] > linear[:-1]).all():  # equal ones add up, as in to_dense()
+        frames = torch.sparse_coo_tensor(indices, values.float(), frames.shape).coalesce()
+        indices, values = frames.indices(), frames.values()
     if labels.dim() == 4:
         labels = labels[:, :, 0]
-    return Recording(events, labels.float(), tuple(frames.shape))
+    return Recording(indices[:, values >= 1].T, labels.float(), tuple(frames.shape))
+
+
+def check_file(path):
+    """DataError unless both ends of the file are those of a torch archive: missing, empty, cut short."""
+    try:
+        with open(path, "rb") as file:
+            whole = file.read(4) == b"PK\3\4" and zipfile.is_zipfile(file)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; {RENDER}") from None
+    if not whole:
+        raise DataError(f"{path}: not a recording, or cut short; {RENDER}")
 
 
 def _problem(loaded):
@@ -89,21 +127,38 @@ def _problem(loaded):
     if not isinstance(loaded, list | tuple) or len(loaded) != 2 or not all(map(torch.is_tensor, loaded)):
         return "not a list of two tensors"
     frames, labels = loaded
-    if frames.layout != torch.sparse_coo or frames.sparse_dim() != 4 or frames.shape[1] != 2:
+    if frames.layout != torch.sparse_coo or frames.sparse_dim() != 4 or frames.dense_dim():
         return f"events are {frames.layout} of shape {tuple(frames.shape)}"
-    if not labels.is_floating_point() or labels.shape[-1:] != (2,) or labels.dim() not in (3, 4):
+    if frames.shape[1] != 2 or not frames.numel() or frames.is_complex():
+        return f"events are {frames.dtype} of shape {tuple(frames.shape)}"
+    return _problem_of_labels(labels, len(frames)) or _problem_of_events(frames)
+
+
+def _problem_of_labels(labels, n_frames):
+    if labels.layout != torch.strided or not labels.is_floating_point() or labels.dim() not in (3, 4):
         return f"labels are {labels.dtype} of shape {tuple(labels.shape)}"
-    if labels.dim() == 4 and labels.shape[2] != 1 or len(labels) != len(frames) or not labels.numel():
-        return f"labels of shape {tuple(labels.shape)} do not go with {len(frames)} frames"
+    if labels.shape[2:] not in ((2,), (1, 2)) or len(labels) != n_frames or not labels.numel():
+        return f"labels of shape {tuple(labels.shape)} do not go with {n_frames} frames"
     if not labels.isfinite().all():
         return "labels are not finite"
+    return None
+
+
+def _problem_of_events(frames):
     indices, values = frames._indices(), frames._values()
     limits = torch.tensor(frames.shape)[:, None]
     if ((indices < 0) | (indices >= limits)).any():
         return "events lie outside the field"
-    if not values.isfinite().all() or ((values > 0) & (values < 1)).any():
-        return "events are neither 0 nor 1"
+    neither = ~((values <= 0) | (values >= 1))  # NaN, too
+    if neither.any():
+        return f"an event has the value {values[neither][0].item():g}, neither 0 nor 1"
     return None
+
+
+def _linear(frame, polarity, h, w, shape):
+    """Index of cells (frame, polarity, h, w) in a flat (_, P, H, W)."""
+    _, P, H, W = shape
+    return ((frame * P + polarity) * H + h) * W + w
 
 
 class ShapeDataset(Dataset):
@@ -114,7 +169,8 @@ class ShapeDataset(Dataset):
     window is t + stack_frames - 1 frames).  Only chunks that fit exist (FIDELITY 17).  split: "train", the
     first 80 % of each folder's files; "val", the rest; "all".  dataset_filter: regular expression searched in
     the path. resolution: (H, W) that every recording must have, None for that of the first.
-    DataError if there is nothing to read, or it is too short for one window.
+    n_classes: shapes in the labels.  n_channels: of the frames that `dense_frames` makes.
+    DataError if there is nothing to read, or it is too short for one window; ValueError for bad settings.
     """
 
     def __init__(
@@ -128,14 +184,22 @@ class ShapeDataset(Dataset):
         dataset_filter=None,
         resolution=None,
     ):
-        self.timesteps, self.network_delay = timesteps, network_delay
-        self.stack_frames, self.sum_frames = stack_frames, sum_frames
+        if timesteps < 1 or stack_frames < 1 or network_delay < 0:
+            raise ValueError(
+                f"timesteps {timesteps}, stack_frames {stack_frames}, network_delay {network_delay}: "
+                "want 1, 1 and 0 or more"
+            )
+        self.timesteps, self.network_delay, self.stack_frames = timesteps, network_delay, stack_frames
+        self.n_channels = 2 if sum_frames else 2 * stack_frames
         self.window = timesteps + stack_frames - 1  # frames behind the steps of one half
         self.files = recordings(root, split, dataset_filter)
         first = read_recording(self.files[0])
         self.resolution = tuple(resolution or first.shape[2:])
         self.n_classes = first.labels.shape[1]
         self.chunks = self._chunks(first, self.files[0])
+        cells = math.prod((2 * self.window, 2, *self.resolution))
+        if cells > torch.iinfo(torch.int32).max:
+            raise ValueError(f"a window of {cells} cells; want fewer than 2^31: take smaller timesteps")
 
     def _chunks(self, recording, path):
         frames, H, W = recording.shape[0], *recording.shape[2:]
@@ -158,43 +222,50 @@ class ShapeDataset(Dataset):
         return len(self.files) * self.chunks
 
     def __getitem__(self, i):
-        path = self.files[i // self.chunks]
+        file, chunk = divmod(range(len(self))[i], self.chunks)
+        path = self.files[file]
         recording = read_recording(path)
         if self._chunks(recording, path) < self.chunks:
             raise DataError(f"{path}: {recording.shape[0]} frames, fewer than {self.files[0]}; {RENDER}")
-        start = i % self.chunks * self.window
-        middle, end = start + self.window, start + 2 * self.window
-        frame, polarity, h, w = recording.events.unbind(1)
-        H, W = self.resolution
-        inside = (frame >= start) & (frame < end)
-        events = ((((frame - start) * 2 + polarity) * H + h) * W + w)[inside]
-        labels = recording.labels[middle + self.network_delay : end + self.network_delay]
-        return Sample(events.to(torch.int32), labels[self.stack_frames - 1 :])
+        start = chunk * self.window
+        end = start + 2 * self.window
+        frame, polarity, h, w = recording.events.T
+        inside = slice(*torch.searchsorted(frame, torch.tensor([start, end])).tolist())
+        events = _linear(frame[inside] - start, polarity[inside], h[inside], w[inside], recording.shape)
+        labels = recording.labels[end - self.timesteps + self.network_delay : end + self.network_delay]
+        return Sample(events.to(torch.int32), labels)
 
 
 def recordings(root, split, dataset_filter=None):
     """The files of a split under `root`/*/*.dat, folders and names sorted as text. DataError if there are
-    none."""
+    none; ValueError for a split or filter that cannot be."""
     if split not in ("train", "val", "all"):
         raise ValueError(f"split {split!r}: want train, val or all")
+    try:
+        matches = re.compile(dataset_filter or "").search
+    except re.error as error:
+        raise ValueError(f"dataset_filter {dataset_filter!r}: want a regular expression ({error})") from None
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; {RENDER}")
-    files = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        names = sorted(folder.glob("*.dat"), key=lambda path: path.name)
-        n_train = int(TRAIN_SHARE * len(names))
+    files, n_found = [], 0
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != "."):
+        names = sorted(path for path in folder.glob("*.dat") if path.name[0] != ".")
+        n_train, n_found = int(TRAIN_SHARE * len(names)), n_found + len(names)
         files += {"train": names[:n_train], "val": names[n_train:], "all": names}[split]
-    if not files:
+    if not n_found:
         inside = "; its .dat files must lie in folders of it" if any(root.glob("*.dat")) else ""
-        raise DataError(f"{root}: no */*.dat for the split {split}{inside}; {RENDER}")
-    if dataset_filter is not None:
-        files = [path for path in files if re.search(dataset_filter, str(path))]
-        if not files:
-            raise DataError(f"{root}: no recording of the split {split} matches {dataset_filter!r}")
+        raise DataError(f"{root}: no */*.dat{inside}; {RENDER}")
+    if not files:
+        raise DataError(
+            f"{root}: none of {n_found} recordings is for training, which takes the first 80 % of each "
+            f"folder; {RENDER}"
+        )
+    files = [path for path in files if matches(str(path))]
+    if not files:
+        raise DataError(f"{root}: no recording of the split {split} matches {dataset_filter!r}")
     for path in files:
-        if not zipfile.is_zipfile(path):
-            raise DataError(f"{path}: not a recording, or cut short; {RENDER}")
+        check_file(path)
     return files
 
 
@@ -215,13 +286,12 @@ def dense_frames(batch, resolution, timesteps, stack_frames=1, sum_frames=0):
     """
     window, B = timesteps + stack_frames - 1, len(batch.counts)
     H, W = resolution
-    events = batch.events.long()
+    events, cells = batch.events, 2 * H * W  # of one frame
     sample = torch.repeat_interleave(
         torch.arange(B, device=events.device), batch.counts, output_size=len(events)
     )
-    frame, cell = events // (2 * H * W), events % (2 * H * W)
-    frames = torch.zeros(2 * window * B * 2 * H * W, dtype=torch.uint8, device=events.device)
-    frames[(frame * B + sample) * (2 * H * W) + cell] = 1
+    frames = torch.zeros(2 * window * B * cells, dtype=torch.uint8, device=events.device)
+    frames[((events // cells).long() * B + sample) * cells + events % cells] = 1
     frames = frames.view(2 * window, B, 2, H, W)
     return tuple(_stack(half, stack_frames, sum_frames) for half in (frames[:window], frames[window:]))
 
@@ -229,10 +299,9 @@ def dense_frames(batch, resolution, timesteps, stack_frames=1, sum_frames=0):
 def _stack(frames, stack_frames, sum_frames):
     if stack_frames == 1:
         return frames
-    stacked = frames.unfold(0, stack_frames, 1)  # t B 2 H W s
-    if sum_frames:
-        return stacked.sum(-1, dtype=torch.uint8)
-    return stacked.movedim(-1, 2).flatten(2, 3)  # t B s*2 H W
+    steps = len(frames) - stack_frames + 1
+    shifted = [frames[k : k + steps] for k in range(stack_frames)]
+    return sum(shifted[1:], shifted[0]) if sum_frames else torch.cat(shifted, dim=2)
 
 
 class EpochSampler(Sampler):
@@ -252,27 +321,28 @@ class EpochSampler(Sampler):
         self.epoch = epoch
 
     def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(self.n, generator=generator).tolist()[self.skip :]
         self.skip = 0
         return iter(order)
 
 
-def loader(dataset, batch_size, shuffle, num_workers=0, seed=0):
-    """Batches of the dataset.  Shuffled ones are whole, unless there are too few items for one (FIDELITY 16);
-    the others leave no item out.  Neither order nor content depends on the number of workers."""
+def loader(dataset, batch_size, shuffle, num_workers=0, seed=0, drop_last=None):
+    """EventBatches of a ShapeDataset.  Neither order nor content depends on the number of workers.
+
+    drop_last None: shuffled batches are whole, unless there are too few items for one (FIDELITY 16); the
+    others leave no item out.
+    """
+    if drop_last is None:
+        drop_last = shuffle and len(dataset) >= batch_size
     return DataLoader(
         dataset,
         batch_size,
         sampler=EpochSampler(len(dataset), seed) if shuffle else None,
-        drop_last=shuffle and len(dataset) >= batch_size,
+        drop_last=drop_last,
         collate_fn=collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # of seeds that no worker uses; else they come out of the global one
     )
-
-
-def _one_thread(worker):
-    torch.set_num_threads(1)
