@@ -114,7 +114,7 @@ class Config:
                     f"{name} {getattr(self, name)!r}: want one of {', '.join(map(str, choices))}"
                 )
         for name, least in LEAST.items():
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:  # NaN is refused too
                 raise ValueError(f"{name} {getattr(self, name)}: want at least {least}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: want 0 or more and below 1")

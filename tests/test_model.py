@@ -213,16 +213,6 @@ def test_warm_up_states_are_constants(project, net):
     assert torch.equal(*twice)
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_normalization": 1}, {"net": "lif"}])
-def test_float32_is_near_float64(project, options):
-    system = lively(project.build(config_of(options, n_temporal_scales=2)))
-    x = events(system["net"].config, 5)
-    exact = system["net"].eval()(x)
-    single = system["net"].float()(x)
-    assert single.heatmaps.dtype == torch.float32
-    assert project.error(single.heatmaps, exact.heatmaps) < (1e-5 if options.get("net") != "lif" else 1e-2)
-
-
 # --- time constants of one memory cell ---
 
 
