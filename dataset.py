@@ -61,16 +61,16 @@ def write_recording(path, events, labels, shape):
     shape: (T, 2, H, W).  ValueError for events or labels that do not fit the shape.
     """
     path, shape = Path(path), tuple(map(int, shape))
-    indices = torch.as_tensor(events).to(torch.int64).T
-    if indices.dim() != 2 or len(indices) != 4:
-        raise ValueError(f"{path}: events of shape {tuple(indices.T.shape)}; want (n, 4)")
-    frames = torch.sparse_coo_tensor(indices, torch.ones(indices.shape[1]), shape)
+    events = torch.as_tensor(events)
+    if events.dim() != 2 or events.shape[1] != 4:
+        raise ValueError(f"{path}: events of shape {tuple(events.shape)}; want (n, 4)")
+    frames = _sparse(events.T.to(torch.int64), torch.ones(len(events)), shape)
     content = [frames, torch.as_tensor(labels, dtype=torch.float32).clone()]
     problem = _problem(content)
     if problem:
         raise ValueError(f"{path}: {problem}; {CONTENT}")
-    indices = frames.coalesce().indices()
-    content[0] = torch.sparse_coo_tensor(indices, torch.ones(indices.shape[1]), shape, is_coalesced=True)
+    indices = frames.coalesce().indices().clone()  # its storage is longer, and would be saved
+    content[0] = _sparse(indices, torch.ones(indices.shape[1]), shape, is_coalesced=True)
     archive = io.BytesIO()  # a file's own name would end up in it
     torch.save(content, archive)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -95,8 +95,7 @@ def read_recording(path):
             warnings.filterwarnings("ignore", "Validating sparse tensor invariants")  # torch 2.15 tells
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        reason = type(error).__name__
-        raise DataError(f"{path}: not a recording, or damaged ({reason}); {CONTENT}; {RENDER}") from error
+        raise DataError(f"{path}: damaged or foreign ({type(error).__name__}); {RENDER}") from error
     problem = _problem(loaded)
     if problem:
         raise DataError(f"{path}: {problem}; {CONTENT}; {RENDER}")
@@ -104,11 +103,9 @@ def read_recording(path):
     indices, values = frames._indices(), frames._values()
     linear = _linear(*indices, frames.shape)
     if not (linear[1:] > linear[:-1]).all():  # equal ones add up, as in to_dense()
-        frames = torch.sparse_coo_tensor(indices, values.float(), frames.shape).coalesce()
+        frames = _sparse(indices, values.float(), frames.shape).coalesce()
         indices, values = frames.indices(), frames.values()
-    if labels.dim() == 4:
-        labels = labels[:, :, 0]
-    return Recording(indices[:, values >= 1].T, labels.float(), tuple(frames.shape))
+    return Recording(indices[:, values >= 1].T, labels.float().flatten(1, -2), tuple(frames.shape))
 
 
 def check_file(path):
@@ -153,6 +150,11 @@ def _problem_of_events(frames):
     if neither.any():
         return f"an event has the value {values[neither][0].item():g}, neither 0 nor 1"
     return None
+
+
+def _sparse(indices, values, shape, is_coalesced=None):
+    """A sparse tensor whose indices `_problem` checks."""
+    return torch.sparse_coo_tensor(indices, values, shape, is_coalesced=is_coalesced, check_invariants=False)
 
 
 def _linear(frame, polarity, h, w, shape):
