@@ -90,6 +90,22 @@ def test_values_state_and_gradients_are_those_of_norse(neuron, backend, shapes):
         torch.testing.assert_close(actual, gradient, rtol=1e-11, atol=1e-12 * gradient.abs().max(), msg=name)
 
 
+def test_the_oracles_lif_step_is_norses_cell_for_alpha_1():
+    arguments = [value.requires_grad_() for value in inputs(*SHAPES["rate per channel"])]
+    (out, state), (wanted, wanted_state) = (
+        norse_lif(*arguments, alpha=1.0, cell=lif_step),
+        norse_lif(*arguments),  # Norse 1.1.0 takes alpha = 1 whatever it is told
+    )
+    assert torch.equal(out, wanted) and torch.equal(state.v, wanted_state.v) and 0 < out.mean() < 1
+    pairs = zip(
+        probed_gradients(out, state, arguments),
+        probed_gradients(wanted, wanted_state, arguments),
+        strict=True,
+    )
+    for actual, gradient in pairs:
+        torch.testing.assert_close(actual, gradient, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("neuron", ["li", "lif alpha 1"])
 def test_backend_norse_is_norse(neuron):
     ours, judge = PAIRS[neuron]
