@@ -1,0 +1,343 @@
+"""Render data sets of moving shapes as event recordings (GERD `.dat` files).
+
+    python3 generate_data.py 500 data/spatial --scales 10 20 40 80 --velocities 0.2 --generator published
+
+writes N recordings for every velocity, event density and size, each condition into a folder of its own:
+    OUT/v0.20-p1.00-s10.0_1000/0.dat ... 499.dat
+named by velocity, event density, size, and whether shapes translate, change size, rotate, shear.
+Random size is s0.0 (and s1.0_.1.. when it changes), as GERD names it. An interrupted command goes on where
+it stopped; a folder keeps what it was rendered with in parameters.json and refuses anything else.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+import zlib
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from dataset import read_recording, write_recording
+from render import GENERATORS, SHAPES, RenderParameters, render
+
+PARAMETERS_FILE = "parameters.json"
+FORMAT = 1  # of the random stream: the same number means that the same parameters give the same recordings
+AHEAD = 4  # recordings handed to each worker in advance
+ALONE_S = 3.0  # seconds that a command renders by itself before it starts processes
+FAILURES = (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+DEFAULTS = {f.name: f.default for f in fields(RenderParameters)}
+
+
+class Folder(NamedTuple):
+    """One condition: where its recordings go, what they are made with, and that as it stands in
+    parameters.json."""
+
+    path: Path
+    parameters: RenderParameters
+    description: dict
+
+
+def folder_name(p):
+    """GERD's name for a condition, e.g. v0.20-p1.00-s10.0_1000."""
+    size = {"random": 0.0, "changing": 1.0}.get(p.scale, p.scale)
+    flags = "".join(str(int(flag)) for flag in (p.translate, p.scale == "changing", p.rotate, p.shear))
+    return f"v{p.velocity:.2f}-p{p.event_density:.2f}-s{size:.1f}_{flags}"
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser("generate_data.py", description=__doc__, formatter_class=_Formatter)
+    add = parser.add_argument
+    add("n", type=_natural, metavar="N", help="recordings per condition")
+    add("out", type=Path, metavar="OUT", help="folder for the data set; made if missing")
+    add(
+        "--generator",
+        choices=GENERATORS,
+        default=DEFAULTS["generator"],
+        help="clean: true sizes, speeds in pixels a "
+        "frame, noise once, labels on the centroid; gerd-0.5.1: as that release; published: as the paper's
+        version of " "GERD, speeds in eighths of a pixel and shear that drifts (FIDELITY.md)",
+    )
+    add(
+        "--scales",
+        type=_size,
+        nargs="+",
+        default=[DEFAULTS["scale"]],
+        metavar="SIZE",
+        help="sizes in pixels; random: drawn per recording; changing: drawn, then growing and shrinking",
+    )
+    add(
+        "--velocities",
+        type=float,
+        nargs="+",
+        default=[DEFAULTS["velocity"]],
+        metavar="V",
+        help="along each axis, pixels a frame",
+    )
+    add(
+        "--event_densities",
+        type=float,
+        nargs="+",
+        default=[DEFAULTS["event_density"]],
+        metavar="P",
+        help="part of a shape's events that survives, (0, 1]",
+    )
+    add(
+        "--bg_density",
+        type=float,
+        default=DEFAULTS["bg_density"],
+        metavar="P",
+        help="noise events per pixel and frame; once for clean, once per shape otherwise",
+    )
+    add(
+        "--bg_files",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="folder with recordings (.dat, same resolution, at "
+        "least as long) of which one, at random, lies under every recording",
+    )
+    add(
+        "--resolution",
+        type=_natural,
+        nargs=2,
+        default=DEFAULTS["resolution"],
+        metavar=("H", "W"),
+        help="pixels",
+    )
+    add("--frames", type=_natural, default=DEFAULTS["length"], metavar="T", help="frames per recording")
+    add(
+        "--shapes",
+        nargs="+",
+        choices=SHAPES,
+        default=DEFAULTS["shapes"],
+        help="one label each, in this order",
+    )
+    add("--translation", type=int, choices=(0, 1), default=1, help="shapes move")
+    add("--rotation", type=int, choices=(0, 1), default=0, help="shapes rotate")
+    add("--shearing", type=int, choices=(0, 1), default=0, help="shapes shear")
+    add("--seed", type=_whole, default=0, help="same seed, same data, whatever the number of workers")
+    add("--workers", type=_natural, default=_cores(), help="processes; default: all cores, here %(default)s")
+    return parser.parse_args(arguments)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the description's lines and adds the defaults."""
+
+
+def _natural(text):
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number >= 1 wanted")
+    return int(text)
+
+
+def _whole(text):
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number >= 0 wanted")
+    return int(text)
+
+
+def _size(text):
+    if text in ("random", "changing"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: a size in pixels, random or changing wanted") from None
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def plan(args):
+    """The folders to fill, checked against what is there. ValueError tells what cannot be."""
+    backgrounds = sorted(args.bg_files.rglob("*.dat")) if args.bg_files else []
+    if args.bg_files and not backgrounds:
+        raise ValueError(f"--bg_files {args.bg_files}: no .dat recordings there")
+    folders = []
+    for velocity, density, scale in itertools.product(args.velocities, args.event_densities, args.scales):
+        p = RenderParameters(
+            generator=args.generator,
+            resolution=tuple(args.resolution),
+            length=args.frames,
+            shapes=tuple(args.shapes),
+            scale=scale,
+            velocity=velocity,
+            translate=bool(args.translation),
+            rotate=bool(args.rotation),
+            shear=bool(args.shearing),
+            event_density=density,
+            bg_density=args.bg_density,
+        )
+        names = [str(b.relative_to(args.bg_files)) for b in backgrounds]
+        description = json.loads(
+            json.dumps(asdict(p) | {"seed": args.seed, "bg_files": names, "format": FORMAT})
+        )
+        folders.append(Folder(args.out / folder_name(p), p, description))
+    _check(folders)
+    return folders, backgrounds
+
+
+def _check(folders):
+    for i, folder in enumerate(folders):
+        if folder.path in [other.path for other in folders[:i]]:
+            raise ValueError(f"{folder.path}: two conditions would share this name; give each its own OUT")
+        if folder.path.is_dir():
+            _check_kept(folder)
+        elif folder.path.exists():
+            raise ValueError(f"{folder.path}: is a file, a folder wanted")
+
+
+def _check_kept(folder):
+    """Refuse a folder whose recordings were made with anything else."""
+    kept = folder.path / PARAMETERS_FILE
+    if not kept.exists():
+        if any(folder.path.glob("*.dat")):
+            raise ValueError(f"{folder.path}: has recordings but no {PARAMETERS_FILE}; take another OUT")
+        return
+    try:
+        there = json.loads(kept.read_text())
+    except ValueError:
+        there = None
+    if not isinstance(there, dict):
+        raise ValueError(f"{kept}: not readable as JSON; take another OUT, or delete the folder")
+    for key in sorted(folder.description | there):
+        before, now = there.get(key), folder.description.get(key)
+        if before != now:
+            raise ValueError(
+                f"{folder.path}: was rendered with {key} {before}, not {now}; "
+                "take another OUT, or delete the folder"
+            )
+
+
+def render_one(folder, index, backgrounds):
+    """Render recording `index` of a folder and write it: the same whoever calls, in whatever order."""
+    seed = (folder.description["seed"], zlib.crc32(folder.path.name.encode()), index)
+    background = None
+    if backgrounds:
+        background = read_recording(backgrounds[zlib.crc32(repr(seed).encode()) % len(backgrounds)])
+        frames, _, *field = background.shape
+        if tuple(field) != folder.parameters.resolution or frames < folder.parameters.length:
+            raise ValueError(f"the background has {frames} frames of {field[0]} x {field[1]} pixels")
+        background = background.events.numpy()
+    recording = render(folder.parameters, seed, background)
+    write_recording(folder.path / f"{index}.dat", *recording)
+
+
+def _start_worker():
+    """One thread, no Ctrl-C of its own, and gone with its parent."""
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process().sentinel
+
+    def follow():
+        multiprocessing.connection.wait([parent])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def render_all(jobs, backgrounds, workers):
+    """Render jobs (folder, index); RenderError with the name of the first that fails.
+
+    Starts alone, and takes `workers` processes for what is left after ALONE_S: each has torch to load first.
+    """
+    waiting = iter(jobs)
+    started = time.monotonic()
+    with tqdm(total=len(jobs), unit="recording", disable=None) as bar:
+        for folder, index in waiting:
+            try:
+                render_one(folder, index, backgrounds)
+            except FAILURES as error:
+                raise RenderError(f"{folder.path / f'{index}.dat'}: {_reason(error)}") from error
+            bar.update()
+            if workers > 1 and time.monotonic() > started + ALONE_S:
+                break
+        if bar.n < len(jobs):
+            _render_in_processes(waiting, backgrounds, workers, bar)
+
+
+def _render_in_processes(waiting, backgrounds, workers, bar):
+    running = {}
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    try:
+        while True:
+            for folder, index in itertools.islice(waiting, AHEAD * workers - len(running)):
+                future = pool.submit(render_one, folder, index, backgrounds)
+                running[future] = folder.path / f"{index}.dat"
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                path, error = running.pop(future), future.exception()
+                if error is not None:
+                    raise RenderError(f"{path}: {_reason(error)}") from error
+                bar.update()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class RenderError(Exception):
+    """A recording failed; the message names it."""
+
+
+def _reason(error):
+    if isinstance(error, BrokenProcessPool):
+        return "a worker process ended (out of memory?); the same command, with fewer --workers, goes on from
+        here"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def main(arguments=None):
+    """Exit code: 0 done, 1 a recording failed, 2 wrong usage, 130 stopped by Ctrl-C."""
+    args = parse(arguments)
+    try:
+        folders, backgrounds = plan(args)
+    except ValueError as error:
+        print(f"generate_data.py: {error}", file=sys.stderr)
+        return 2
+    start = time.monotonic()
+    try:
+        jobs = []
+        for folder in folders:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            _write_description(folder)
+            jobs += [(folder, i) for i in range(args.n) if not (folder.path / f"{i}.dat").exists()]
+        if jobs:
+            render_all(jobs, backgrounds, min(args.workers, len(jobs)))
+    except (OSError, RenderError) as error:
+        print(f"generate_data.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("generate_data.py: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    there = len(folders) * args.n - len(jobs)
+    print(
+        f"{args.out}: {len(jobs)} recordings rendered in {time.monotonic() - start:.1f} s"
+        + (f", {there} were there" if there else "")
+    )
+    return 0
+
+
+def _write_description(folder):
+    path = folder.path / PARAMETERS_FILE
+    if not path.exists():
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(folder.description, indent=1) + "\n")
+        temporary.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
