@@ -64,9 +64,8 @@ def parse(arguments):
         "--generator",
         choices=GENERATORS,
         default=DEFAULTS["generator"],
-        help="clean: true sizes, speeds in pixels a "
-        "frame, noise once, labels on the centroid; gerd-0.5.1: as that release; published: as the paper's
-        version of " "GERD, speeds in eighths of a pixel and shear that drifts (FIDELITY.md)",
+        help="clean: true sizes, speeds in pixels a frame, noise once, labels on the centroid; gerd-0.5.1: as "
+        "that release; published: as the paper's version of GERD, in eighths of a pixel, shear that drifts",
     )
     add(
         "--scales",
@@ -295,8 +294,7 @@ class RenderError(Exception):
 
 def _reason(error):
     if isinstance(error, BrokenProcessPool):
-        return "a worker process ended (out of memory?); the same command, with fewer --workers, goes on from
-        here"
+        return "a worker process ended (out of memory?); the same command, with fewer --workers, goes on"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

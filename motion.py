@@ -147,7 +147,7 @@ def gerd_motion(p, kind, stream):
         side = int(size.value * UPSAMPLING)
         if side < 2:
             raise ValueError(
-                f"a size that changes by {abs(size.speed):g} pixels a frame falls to nothing: smaller velocity wanted"
+                f"a size falls to nothing by {abs(size.speed):g} pixels a frame: smaller velocity wanted"
             )
         stream.skip(0 if kind == "triangle" else side * side)  # a density nobody sees
         border = f32(_border(size.value, published))
@@ -286,7 +286,7 @@ def _bounce(start, speed, reach, extent):
     low, high = reach[:, 0], extent - reach[:, 1]
     if np.any(low > high):
         raise ValueError(
-            f"a shape {reach.sum(1).max():.1f} pixels long does not fit into {extent} pixels: take smaller --scales"
+            f"a shape of {reach.sum(1).max():.1f} pixels does not fit into {extent}: smaller sizes wanted"
         )
     place, path = low[0] + start * (high[0] - low[0]), []
     for first, last in zip(low, high, strict=True):
