@@ -224,7 +224,7 @@ class ShapeDataset(Dataset):
         return len(self.files) * self.chunks
 
     def __getitem__(self, i):
-        file, chunk = divmod(range(len(self))[i], self.chunks)
+        file, chunk = divmod(i, self.chunks)
         path = self.files[file]
         recording = read_recording(path)
         if self._chunks(recording, path) < self.chunks:

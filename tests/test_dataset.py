@@ -198,7 +198,8 @@ BAD = {
     "a dictionary": {"events": FRAMES, "labels": LABELS},
     "dense events": [FRAMES.to_dense(), LABELS],
     "three polarities": [sparse([[0, 0, 0, 0]], [1.0], (9, 3, 5, 5)), LABELS],
-    "hybrid events": [torch.ones(9, 2, 5, 5).to_sparse(3), LABELS],
+    "three dimensions": [torch.ones(9, 2, 5).to_sparse(), LABELS],
+    "five dimensions": [torch.ones(9, 2, 5, 5, 1).to_sparse(4), LABELS],
     "no field": [sparse([], [], (9, 2, 0, 5)), LABELS],
     "half an event": [sparse([[0, 0, 0, 0]], [0.5]), LABELS],
     "an event that is no number": [sparse([[0, 0, 0, 0]], [float("nan")]), LABELS],
@@ -219,8 +220,8 @@ def test_foreign_content_is_refused(tmp_path, content):
     assert_refused(tmp_path / "0.dat")
 
 
-def assert_refused(path):
-    with pytest.raises(DataError) as refused:
+def assert_refused(path, problem=""):
+    with pytest.raises(DataError, match=problem) as refused:
         read_recording(path)
     message = str(refused.value)
     assert message.startswith(f"{path}: ") and "\n" not in message and "generate_data.py" in message
@@ -238,8 +239,16 @@ def test_files_that_are_no_recordings_are_refused(tmp_path, monkeypatch):
     (tmp_path / "text").write_text("PK" * 50)
     (tmp_path / "pickle").write_bytes(pickle.dumps([1, 2]))
     torch.save([Trap(), Trap()], tmp_path / "trap")
-    for name in ("missing", "empty", "folder", "text", "pickle", "trap"):
-        assert_refused(tmp_path / name)
+    wanted = {
+        "missing": "No such file",
+        "empty": "cut short",
+        "folder": "Is a directory",
+        "text": "not a recording",
+        "pickle": "not a recording",
+        "trap": "damaged or foreign",
+    }
+    for name, problem in wanted.items():
+        assert_refused(tmp_path / name, problem)
     assert not (tmp_path / "sprung").exists()
 
 
