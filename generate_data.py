@@ -34,7 +34,8 @@ from render import GENERATORS, SHAPES, RenderParameters, render
 PARAMETERS_FILE = "parameters.json"
 FORMAT = 1  # of the random stream: the same number means that the same parameters give the same recordings
 AHEAD = 4  # recordings handed to each worker in advance
-ALONE_S = 3.0  # seconds that a command renders by itself before it starts processes
+ALONE_S = 1.0  # seconds that a command renders by itself before it thinks of starting processes,
+WORTH_S = 15.0  # and seconds that the rest must take by itself for them to be worth their start
 FAILURES = (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 DEFAULTS = {f.name: f.default for f in fields(RenderParameters)}
 
@@ -64,8 +65,8 @@ def parse(arguments):
         "--generator",
         choices=GENERATORS,
         default=DEFAULTS["generator"],
-        help="clean: true sizes, speeds in pixels a frame, noise once, labels on the centroid; gerd-0.5.1: as "
-        "that release; published: as the paper's version of GERD, in eighths of a pixel, shear that drifts",
+        help="clean: true sizes, speeds in pixels a frame, noise once, labels on the centroid; "
+        "gerd-0.5.1: as that release; published: as the paper's version, eighths of a pixel, drifting shear",
     )
     add(
         "--scales",
@@ -252,20 +253,21 @@ def _start_worker():
 def render_all(jobs, backgrounds, workers):
     """Render jobs (folder, index); RenderError with the name of the first that fails.
 
-    Starts alone, and takes `workers` processes for what is left after ALONE_S: each has torch to load first.
+    Starts alone, and takes `workers` processes for the rest if that is long: each has torch to load first.
     """
     waiting = iter(jobs)
     started = time.monotonic()
     with tqdm(total=len(jobs), unit="recording", disable=None) as bar:
-        for folder, index in waiting:
+        for done, (folder, index) in enumerate(waiting, start=1):
             try:
                 render_one(folder, index, backgrounds)
             except FAILURES as error:
                 raise RenderError(f"{folder.path / f'{index}.dat'}: {_reason(error)}") from error
             bar.update()
-            if workers > 1 and time.monotonic() > started + ALONE_S:
+            spent = time.monotonic() - started
+            if workers > 1 and spent > ALONE_S and spent * (len(jobs) / done - 1) > WORTH_S:
                 break
-        if bar.n < len(jobs):
+        if done < len(jobs):
             _render_in_processes(waiting, backgrounds, workers, bar)
 
 

@@ -12,10 +12,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from gerd_masks import TriangleMasks, fma
 from outlines import Outline, f32
 
 UPSAMPLING = 8  # cells per pixel and axis in GERD's drawings
-TAPS = 6  # source cells that one cell of the resized triangle can read, per axis
 
 
 class GerdPictures:
@@ -29,7 +29,7 @@ class GerdPictures:
         self.turned_cols = np.array([t[1] for t in turned])
         self.turn = np.array([t[2] for t in turned], f32)  # (n, 2, 2), as torchvision scales it
         self.rotated = bool(np.any(poses.angle != 0))
-        self.masks = _TriangleMasks(self.side) if kind == "triangle" else None
+        self.masks = TriangleMasks(self.side) if kind == "triangle" else None
         turn = self.turn * (self.side / 2)[:, None, None].astype(float)
         self.linear = turn
         if self.sheared:
@@ -87,25 +87,32 @@ class GerdPictures:
             every = np.arange(len(best))
             point = mapped[every, best]
             others = [mapped[every, (best + d) % corners.shape[1]] - point for d in (1, -1)]
-            width = np.max([_reach(o[:, 1 - axis], o[:, axis], 5.0) for o in others], axis=0)
+            width = np.max([_reach(o[:, 1 - axis], o[:, axis], 3.5) for o in others], axis=0)
         size = 5 * (self.turned_cols if axis == 0 else self.turned_rows)
         centre = (size - 1) / 2
         window = np.arange(-int(width.max()) - 4, int(width.max()) + 5)
         line = np.round(point[:, axis] + centre).astype(int)
-        across = np.round(point[:, 1 - axis] + centre).astype(int)
-        for depth in (3, 12):
-            lines = line[:, None] + sign * np.arange(depth, -depth - 1, -1)  # outermost first
-            seen = self._any_on(lines, across[:, None] + window, axis)
-            first = seen.argmax(1)
-            if np.all(seen.any(1) & ~seen[:, 0]):
-                return lines[np.arange(len(lines)), first]
+        across = np.round(point[:, 1 - axis] + centre).astype(int)[:, None] + window
+        found, frame = np.zeros(len(line), int), np.arange(len(line))
+        for depth in (2, 12):
+            again = []
+            for step in range(depth, -depth - 1, -1):  # from outside; the outermost line must be empty
+                lines = line[frame] + sign * step
+                seen = self._any_on(frame, lines, across[frame], axis)
+                found[frame[seen]] = lines[seen]
+                again.append(frame[seen & (step == depth)])
+                frame = frame[~seen]
+                if len(frame) == 0:
+                    break
+            frame = np.concatenate([*again, frame])
+            if len(frame) == 0:
+                return found
         raise ArithmeticError(f"no edge of the {self.kind} found where its outline says it is")
 
-    def _any_on(self, lines, across, axis):
-        frame = np.arange(len(lines))[:, None, None]
-        lines, across = lines[:, :, None], across[:, None, :]
-        rows, cols = (across, lines) if axis == 0 else (lines, across)
-        return (self._sheared(frame, rows, cols) != 0).any(2)
+    def _any_on(self, frame, lines, across, axis):
+        """Whether lines (n,) have a non-zero cell at across (n, W): bool (n,)."""
+        rows, cols = (across, lines[:, None]) if axis == 0 else (lines[:, None], across)
+        return (self._sheared(frame[:, None], rows, cols) != 0).any(1)
 
     def _place(self, poses, resolution):
         """Where the cropped picture lies in the field of cells, and the affine map that follows from it."""
@@ -177,9 +184,9 @@ class GerdPictures:
         for a in (0, 1):
             for b in (0, 1):
                 value = cells[b, 0, a, 0] * (west[a] * north[b])
-                value = _fma(cells[b, 0, a, 1], east[a] * north[b], value)
-                value = _fma(cells[b, 1, a, 0], west[a] * south[b], value)
-                value = _fma(cells[b, 1, a, 1], east[a] * south[b], value)
+                value = fma(cells[b, 0, a, 1], east[a] * north[b], value)
+                value = fma(cells[b, 1, a, 0], west[a] * south[b], value)
+                value = fma(cells[b, 1, a, 1], east[a] * south[b], value)
                 value = np.where(seen_x[a] & seen_y[b], value, f32(0))
                 total = value if total is None else total + value
         return total / f32(4)
@@ -193,10 +200,10 @@ class GerdPictures:
         index = first + np.arange(2)[:, None]
         step = f32(2) / (count - 1).astype(f32)
         low = index < count // 2
-        line = np.where(low, _fma(step, index, -1.0), _fma(-step, count - 1 - index, 1.0))
-        place = _fma((line - offset) + f32(1), other / 2, -0.5)
+        line = np.where(low, fma(step, index, -1.0), fma(-step, count - 1 - index, 1.0))
+        place = fma((line - offset) + f32(1), other / 2, -0.5)
         below = np.floor(place)
-        tap = below.astype(int)
+        tap = below.astype(np.int32)
         return np.stack([tap, tap + 1], 1), place - below, (index >= 0) & (index < count)
 
     def _cropped(self, frame, row, col):
@@ -229,11 +236,6 @@ class GerdPictures:
         return np.where(inside, self.masks.values(frame, row, col), f32(0))
 
 
-def _fma(a, b, c):
-    """a * b + c rounded once to float32 (the product of two float32 is exact in float64)."""
-    return (np.asarray(a, float) * b + c).astype(f32)
-
-
 def _reach(across, along, depth):
     """How far across the axis an edge goes before it is `depth` deep."""
     share = np.minimum(1, depth / np.maximum(np.abs(along), 1e-9))
@@ -247,9 +249,9 @@ def _nearest(row, col, matrix, size_out, size_in):
     y = (row - (size_out[0] - 1) / 2).astype(f32)
     grid_x = x * matrix[..., 0, 0] + y * matrix[..., 0, 1]
     grid_y = x * matrix[..., 1, 0] + y * matrix[..., 1, 1]
-    source_col = _fma(grid_x + f32(1), size_in[1] / 2, -0.5)
-    source_row = _fma(grid_y + f32(1), size_in[0] / 2, -0.5)
-    return np.rint(source_row).astype(np.int64), np.rint(source_col).astype(np.int64)
+    source_col = fma(grid_x + f32(1), size_in[1] / 2, -0.5)
+    source_row = fma(grid_y + f32(1), size_in[0] / 2, -0.5)
+    return np.rint(source_row).astype(np.int32), np.rint(source_col).astype(np.int32)
 
 
 @lru_cache(maxsize=512)
@@ -274,83 +276,3 @@ def _shear_matrices(shear, cols, rows):
     c, d = np.sin(-sy) / np.cos(sy), -np.sin(-sy) * np.tan(sx) / np.cos(sy) + 1
     theta = np.stack([np.stack([d, -b], -1), np.stack([-c, a], -1)], -2).astype(f32)
     return theta / np.stack([cols / 2, rows / 2], -1)[:, :, None].astype(f32)
-
-
-class _TriangleMasks:
-    """Triangle masks of the sides asked for, cell by cell.  side: (n,) cells, one per frame.
-
-    The source is a triangle of 2 S - 1 rows and S + 2 pad columns, base on the left, resized with
-    antialiasing to S x S and divided by its maximum. `base` and `apex` (n,): where it ends up, in centred
-    columns."""
-
-    def __init__(self, side):
-        sides, which = np.unique(side, return_inverse=True)
-        tables = [_triangle_table(int(s)) for s in sides]
-        self.start = np.concatenate([[0], np.cumsum(sides)])[which]
-        self.side = side
-        self.first_row, self.row_weights, self.first_col, self.partial = (
-            np.concatenate([t[i] for t in tables]) for i in range(4)
-        )
-        self.largest = np.array([t[4] for t in tables], f32)[which]
-        pad = 3 * side // 5
-        scale = (side + 2 * pad) / side
-        self.base, self.apex = pad / scale - side / 2, (pad + side) / scale - side / 2
-
-    def values(self, frame, row, col):
-        """Mask cell (row, col) in each frame, arrays that broadcast, to float32; clipped to the mask."""
-        side = self.side[frame]
-        row = self.start[frame] + np.clip(row, 0, side - 1)
-        col = self.start[frame] + np.clip(col, 0, side - 1)
-        first, before = self.first_row[row], self.first_col[col]
-        total = f32(0)
-        for t in range(TAPS):
-            source = first + t
-            filled = (
-                np.minimum(source, 2 * side - 2 - source) + 1 - before
-            )  # taps on or left of the hypotenuse
-            inner = self.partial[col, np.clip(filled, 0, TAPS)]
-            total = _fma(inner, self.row_weights[row, t], total)
-        return total / self.largest[frame]
-
-
-def _triangle_table(side):
-    """First source rows (S,), weights (S, TAPS), first columns right of the base (S,), partial sums of the
-    columns' weights up to each count (S, TAPS + 1), and the largest cell, for a mask of S x S."""
-    pad = 3 * side // 5
-    first_row, row_weights = _resize_weights(2 * side - 1, side)
-    first_col, col_weights = _resize_weights(side + 2 * pad, side)
-    first_col = first_col - pad
-    drawn = np.where(first_col[:, None] + np.arange(TAPS) >= 0, col_weights, f32(0))
-    partial = np.zeros((side, TAPS + 1), f32)
-    for t in range(TAPS):
-        partial[:, t + 1] = partial[:, t] + drawn[:, t]
-    # the largest cell: every row of weights against every different full column sum that it can meet
-    last_source = np.minimum(first_row, 2 * side - 2 - first_row - (row_weights != 0).sum(1) + 1)
-    last_tap = first_col + (col_weights != 0).sum(1) - 1
-    full = np.where(first_col >= 0, partial[:, TAPS], f32(0))
-    largest = f32(0)
-    for value in np.unique(full):
-        met = last_source >= last_tap[full == value].min()
-        if met.any():
-            total = np.zeros(met.sum(), f32)
-            for t in range(TAPS):
-                total = _fma(value, row_weights[met, t], total)
-            largest = max(largest, total.max())
-    return first_row, row_weights, first_col, partial, largest
-
-
-def _resize_weights(size_in, size_out):
-    """torch's antialiased bilinear resize along one axis: first source cells (S,) and float32 weights (S,
-    TAPS)."""
-    scale = f32(size_in) / f32(size_out)
-    centre = scale * (np.arange(size_out, dtype=f32) + f32(0.5))
-    first = np.maximum((centre - scale + f32(0.5)).astype(int), 0)
-    count = np.minimum((centre + scale + f32(0.5)).astype(int), size_in) - first
-    tap = np.arange(TAPS)
-    place = (tap.astype(f32) + (first.astype(f32) - centre)[:, None]) + f32(0.5)
-    weight = np.maximum(f32(1) - np.abs(place * (f32(1) / scale)), f32(0))
-    weight = np.where(tap < count[:, None], weight, f32(0))
-    total = np.zeros(size_out, f32)
-    for t in range(TAPS):
-        total = total + weight[:, t]
-    return first, weight / total[:, None]

@@ -138,7 +138,8 @@ def replay(parameters, seed):
 
 def _recording(p, cells, labels):
     shape = (p.length, 2, *p.resolution)
-    linear = np.unique(np.concatenate(cells))
+    linear = np.sort(np.concatenate(cells), kind="stable")  # runs already sorted
+    linear = linear[np.append(True, linear[1:] != linear[:-1])] if len(linear) else linear
     events = np.stack(np.unravel_index(linear, shape), 1).astype(np.int32)
     return Recording(events, np.stack(labels, 1), shape)
 
@@ -186,7 +187,10 @@ def _changing(pictures, count):
     first_row, last_row, first_col, last_col = pictures.box
     rows = np.arange(first_row, last_row)
     (outer_low, outer_high), (inner_low, inner_high) = row_spans(pictures, rows)
-    clip = [np.clip(span, first_col, last_col) for span in (outer_low, inner_low, inner_high, outer_high)]
+    clip = [
+        np.clip(span, first_col, last_col).astype(np.int16)
+        for span in (outer_low, inner_low, inner_high, outer_high)
+    ]
     outer_low, inner_low, inner_high, outer_high = clip
     inner_low, inner_high = (
         np.clip(inner_low, outer_low, outer_high),
@@ -200,7 +204,7 @@ def _changing(pictures, count):
     rows_in, cols_in = changing.nonzero()
     number = np.zeros(changing.shape, np.int32)
     number[rows_in, cols_in] = np.arange(len(rows_in))
-    place = cols_in + first_col
+    place = (cols_in + first_col).astype(np.int16)
     values = ((place >= inner_low[:, rows_in]) & (place < inner_high[:, rows_in])).astype(f32)
     which = number[row, col - first_col]
     for i in range(0, len(frame), CHUNK):
