@@ -49,7 +49,7 @@ class NetworkState(NamedTuple):
 class Response(NamedTuple):
     heatmaps: Tensor  # (T, B, N, h, w), not rectified
     state: NetworkState
-    activities: Tensor  # (channels,) mean over time, cells and layers of the layers' outputs
+    activities: Tensor  # (channels,) lif: mean spikes per step and cell over the layers; else 0
 
 
 def respond(net, current, rate_hz, state=None, backend="auto"):

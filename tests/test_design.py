@@ -10,13 +10,19 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 350
 LEVELS = {
     0: {"config", "receptive_fields", "temporal", "coordinates", "losses", "visualization"}
-    | {"render", "pictures"},
+    | {"render", "motion", "outlines", "gerd_pictures"},
     1: {"model", "dataset", "callbacks"},
     2: {"generate_data", "learn_shapes"},
     3: {"evaluate", "track", "covariance", "export", "report", "demo"},
 }
 LEVEL = {module: level for level, modules in LEVELS.items() for module in modules}
-SAME_LEVEL = {("render", "pictures")}  # (importer, imported): one idea, split for its length
+# (importer, imported): rendering is one idea, split for its length
+SAME_LEVEL = {
+    *(("render", part) for part in ("motion", "outlines", "gerd_pictures")),
+    ("gerd_pictures", "outlines"),
+    ("motion", "outlines"),
+    ("motion", "gerd_pictures"),
+}
 PLOTTERS = {"visualization"}
 TRAINERS = {"learn_shapes", "callbacks"} | LEVELS[3]  # callbacks: split off learn_shapes for length
 
