@@ -23,9 +23,9 @@ RECORDINGS = 200
 BANK = {"n_spatial_scales": 3, "n_angles": 1, "n_ratios": 1}
 TIMESTEPS, DELAY = 20, 1
 TRAINING = (
-    f"--net li --timesteps {TIMESTEPS} --network_delay {DELAY} --skip_connections 1 --dropout 0 --batch_size 8 "
+    f"--net li --timesteps {TIMESTEPS} --network_delay {DELAY} --skip_connections 1 --dropout 0 "
     + "".join(f"--{name} {value} " for name, value in BANK.items())
-    + "--lr_decay 0.85 --max_epochs 4 --num_workers 0 --accelerator cpu "
+    + "--batch_size 8 --lr_decay 0.85 --max_epochs 4 --num_workers 0 --accelerator cpu "
     "--num_sanity_val_steps 0 --enable_model_summary false"
 )
 SCHEMES = {"receptive fields": "rf", "uniform": "uniform"}

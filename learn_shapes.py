@@ -123,7 +123,7 @@ class ShapesModel(pl.LightningModule):
         tracking, frames, labels_px = self.track(batch)
         terms, error_px, targets = self.terms(tracking, labels_px)
         loss = terms["loss"] = terms["loss"] + terms.get("spike_reg", 0)
-        if not math.isfinite(loss):
+        if not math.isfinite(loss.detach()):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.global_step}; "
                 "try a smaller --lr or --gradient_clip_val 1"

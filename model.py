@@ -8,8 +8,8 @@
 
 The network is feed-forward in time, so spatial operators run once over all T * B frames and only the neurons
 walk over time.  Temporal channels that share spatial weights run as one batch, stacked on an axis K behind
-time. Module and parameter names are the published ones.  Source: paper, Fig. 2 and Methods; published.md 3 as
-FIDELITY 1-6.
+time.  Module and parameter names are the published ones.
+Source: paper, Fig. 2 and Methods; FIDELITY 1-6, 13, 14.
 """
 
 from typing import Any, NamedTuple
@@ -71,8 +71,7 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
     its own.
 
     The running statistics take one update per step and channel, in that order, as if each had been a call;
-    frames that stand for `channels` identical channels count that often.  Source: published.md C33 as
-    FIDELITY 6.
+    frames that stand for `channels` identical channels count that often.  FIDELITY 6.
     """
 
     def forward(self, frames, channels=1):

@@ -82,7 +82,7 @@ def spatial_kernels(rows, size, family="published", dtype=torch.float32):
     Each derivative is a central difference with unit step (one-sided at the borders) along the field's
     direction, or across it, times the field's variance; those along come first, in alternation.
     "norse-1.1.0" takes the direction's cosine along rows instead of columns, as that release does (FIDELITY
-    3). Source: published.md 3.2 as FIDELITY 1-3; `norse.torch.functional.receptive_field` of either version.
+    3). Source: FIDELITY 1-3; `norse.torch.functional.receptive_field` of either version.
     """
     if family not in FAMILIES:
         raise ValueError(f"receptive fields {family!r}: want one of {', '.join(FAMILIES)}")

@@ -1,8 +1,9 @@
 """The slow judge: the published system one time step at a time, by plain loops over time, channels, layers.
 
-Written from published.md 3-5 on Norse's cells.  It shares no code with model.py, temporal.py, coordinates.py
-and losses.py: parameters and buffers come in as dictionaries by their published names, everything published
-comes out, differentiable.  Frames and maps are (T, B, C, H, W), positions (T, B, N, 2) along (H, W).
+Written from the published system's behaviour (FIDELITY) on Norse's cells.  It shares no code with model.py,
+temporal.py, coordinates.py and losses.py: parameters and buffers come in as dictionaries by their published
+names, everything published comes out, differentiable.  Frames and maps are (T, B, C, H, W), positions (T, B,
+N, 2) along (H, W).
 """
 
 import itertools

@@ -233,6 +233,13 @@ def test_dp_is_accepted_with_a_notice_and_one_shape_is_enough(tmp_path, capsys):
     )
 
 
+def test_flags_may_come_from_a_file(data, tmp_path):
+    (tmp_path / "run.yaml").write_text("net: ann\ncoordinate: dsnt\nmax_epochs: 1\n")
+    flags = [flag for flag in TINY if not flag.startswith("--max_epochs")]
+    assert learn_shapes.main([str(data), str(tmp_path), *flags, "--config", str(tmp_path / "run.yaml")]) == 0
+    assert (tmp_path / "ann_rf-rf_1_s1_d0.05_n0_(shapes)" / "version_0").is_dir()
+
+
 def test_help_names_every_setting():
     run = subprocess.run([sys.executable, ROOT / "learn_shapes.py", "--help"], capture_output=True, text=True)
     assert run.returncode == 0
