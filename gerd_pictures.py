@@ -261,7 +261,8 @@ def _turned(side, angle):
     turn = math.radians(-angle)
     theta = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]], f32)
     half = f32(side / 2)
-    corners = np.array([(-half, -half), (-half, half), (half, half), (half, -half)], f32) @ theta.T
+    x, y = half * np.array([(-1, -1, 1, 1), (-1, 1, 1, -1)], f32)
+    corners = np.stack([x * row[0] + y * row[1] for row in theta], 1)  # unfused, as torch multiplies here
     tolerance = f32(1e-4)
     high = np.ceil(np.trunc((corners.max(0) + half) / tolerance) * tolerance)
     low = np.floor(np.trunc((corners.min(0) + half) / tolerance) * tolerance)

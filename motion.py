@@ -15,7 +15,7 @@ from outlines import Poses, TruePictures, f32, unit_corners
 
 WARMUP_STEPS = 5  # frames that move the integrators before the recording starts
 BORDER = 5  # pixels that GERD keeps free between a shape and the border
-SIZE_RANGE = (0.05, 0.7)  # smallest and largest size as parts of the first axis
+SIZE_RANGE = (0.05, 0.7)  # smallest and largest size as parts of the shorter side
 SHEAR_MAX = 30.0  # degrees
 SHEAR_JITTER = (
     0.01  # degrees: GERD shears by U[s, s + 0.01] along x and U[0, 0.01] along y, anew in every frame
@@ -58,7 +58,9 @@ class TorchStream:
 
     def words(self, count):
         """The next `count` 32-bit words, uint32."""
-        self.drawn = self.drawn or count > 0
+        if count == 0:
+            return np.zeros(0, "<u4")
+        self.drawn = True
         return np.frombuffer(self.random.bytes(4 * count), "<u4")
 
     def skip(self, words):
@@ -145,9 +147,9 @@ def gerd_motion(p, kind, stream):
     track, kept, integrators = [], [], None
     for n in range(p.length + WARMUP_STEPS + 1):
         side = int(size.value * UPSAMPLING)
-        if side < 2:
+        if side < UPSAMPLING:
             raise ValueError(
-                f"a size falls to nothing by {abs(size.speed):g} pixels a frame: smaller velocity wanted"
+                f"a size falls below 1 pixel by {abs(size.speed):g} pixels a frame: smaller velocity wanted"
             )
         stream.skip(0 if kind == "triangle" else side * side)  # a density nobody sees
         border = f32(_border(size.value, published))
@@ -203,7 +205,7 @@ def _gerd_axes(p, stream, published):
         signs[0] = [stream.sign(), stream.sign()]
     for i, is_wanted in enumerate((p.scale == "changing", p.rotate, p.shear), start=1):
         signs[i] = stream.lone_sign() if is_wanted else 0.0
-    low, high = (float(int(f32(p.resolution[0]) * f32(part))) for part in SIZE_RANGE)
+    low, high = (float(int(f32(min(p.resolution)) * f32(part))) for part in SIZE_RANGE)
     start = p.scale
     if isinstance(start, str):
         start = low + (high - low) * stream.uniform()
@@ -212,7 +214,7 @@ def _gerd_axes(p, stream, published):
     v = p.velocity
     units = (1.0, 0.05 * UPSAMPLING, 0.05, 0.1) if published else (float(UPSAMPLING), 1.0, 1.0, 1.0)
     speed = [[f32(s) * f32(v) * f32(units[0]) for s in signs[0]]]
-    speed += [s * v * u for s, u in zip(signs[1:], units[1:], strict=True)]
+    speed += [s * float(f32(v)) * u for s, u in zip(signs[1:], units[1:], strict=True)]
     size = _Axis(float(start), speed[1], low, high)  # kept: the walls also hold sizes that do not change
     turn = None if p.rotate else _Axis(OFF_START if published else 0.0, 0.0)
     shear = (
@@ -232,7 +234,7 @@ def room_needed(p):
     """Pixels a side that a field must have for shapes of parameters p to fit, borders included."""
     if p.generator == "clean":
         return 1.0 if isinstance(p.scale, str) else p.scale * _slack(p)
-    return (SIZE_RANGE[1] * p.resolution[0] if isinstance(p.scale, str) else p.scale) + 2 * BORDER
+    return (SIZE_RANGE[1] * min(p.resolution) if isinstance(p.scale, str) else p.scale) + 2 * BORDER
 
 
 def clean_motion(p, kind, stream):
