@@ -1,8 +1,8 @@
 """GERD's triangle mask, cell by cell, and the float32 arithmetic that it shares with the pictures.
 
 Circle and square are plain tests of a cell's place. The triangle is drawn larger and resized with
-antialiasing, which leaves grey edges and an inside a few last bits away from 1. Source: published.md section
-11; GERD 0.5.1 and torch's resize, by running them.
+antialiasing, which leaves grey edges and an inside a few last bits away from 1. Source: GERD and
+torch's resize, by running them.
 """
 
 import numpy as np

@@ -3,8 +3,8 @@
 GERD draws each frame at eight times the resolution: a mask of S x S cells is rotated and sheared (nearest
 neighbour), cropped, laid into the field at a sub-cell position (bilinear, transposed) and read back at 4 of
 64 cells per pixel. `GerdPictures` evaluates, for the pixels asked for, only the mask cells that they read,
-every float32 rounding in GERD's own order. Sources: published.md sections 11 and 12 (measured); GERD 0.5.1
-and torch, by running them.
+every float32 rounding in GERD's own order. Source: GERD and torch, by running
+them; FIDELITY 30-37.
 """
 
 import math

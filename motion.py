@@ -3,7 +3,7 @@
 Every function takes the random numbers from a stream passed in: `OwnStream`, a numpy generator, or
 `TorchStream`, which consumes the Mersenne Twister words exactly where torch does while GERD renders. What
 GERD draws and throws away is skipped word by word in a replay and costs nothing otherwise. Source:
-published.md section 11.
+GERD, by running it; FIDELITY 30-35.
 """
 
 from typing import NamedTuple
