@@ -58,18 +58,23 @@ def main():
     torch.set_num_threads(1)
     print(machine_line(resolution="300x300", frames=128, shapes=3))
     assert_equal(FIELD, 0)
+
+    def theirs():
+        return release(FIELD, 1)
+
     for generator in ("gerd-0.5.1", "published", "clean"):
         own = replace(FIELD, generator=generator)
         name = f"release 0.5.1 over native {generator} at size {SIZE:g}"
-        paired(name, lambda own=own: render(own, 1), lambda: release(FIELD, 1), runs)
-    paired("release 0.5.1 over its replay at size 40", lambda: replay(FIELD, 1), lambda: release(FIELD, 1), runs)
+        paired(name, lambda own=own: render(own, 1), theirs, runs)
+    paired(f"release 0.5.1 over its replay at size {SIZE:g}", lambda: replay(FIELD, 1), theirs, runs)
     for generator in ("gerd-0.5.1", "published", "clean"):
         base = our_times(replace(FIELD, generator=generator), 9)
         for velocity in (0.16, 1.28):
             times = our_times(replace(FIELD, generator=generator, scale="random", velocity=velocity), 9)
             ratios = [t / statistics.median(base) for t in times]
+            spread = f"n=9, {min(ratios):.3g}..{max(ratios):.3g}"
             name = f"native {generator} at random size, velocity {velocity}, over size {SIZE:g}"
-            print(f"ratio {name}: {statistics.median(ratios):.3g} (n=9, {min(ratios):.3g}..{max(ratios):.3g})")
+            print(f"ratio {name}: {statistics.median(ratios):.3g} ({spread})")
     for generator in ("gerd-0.5.1", "published", "clean"):
         peak = 0
         for seed in range(9):

@@ -35,12 +35,8 @@ def contents(folder):
 
 
 def test_data_set_of_two_sizes_and_velocities(tmp_path, capsys):
-    assert (
-        command(
-            f"2 {tmp_path}/d --resolution 48 48 --scales 8 random --velocities 0.2 1.28 --frames 9 --workers 1"
-        )
-        == 0
-    )
+    sizes = "--resolution 48 48 --scales 8 random --velocities 0.2 1.28 --frames 9"
+    assert command(f"2 {tmp_path}/d {sizes} --workers 1") == 0
     names = [
         "v0.20-p1.00-s0.0_1000",
         "v0.20-p1.00-s8.0_1000",
@@ -253,8 +249,8 @@ def test_gerds_own_data_set_class_loads_what_we_write(tmp_path):
 
 
 def test_fixture_is_what_the_command_renders():
-    """The stream of random numbers is fixed: a change of FORMAT must go with every change of it.  Made by
-    generate_data.py 1 tests/fixtures --resolution 40 40 --scales 14 --velocities 0.5 --frames 48 --shapes circle"""
+    """The stream of random numbers is fixed; whoever changes it changes FORMAT too.  The fixture was made by
+    generate_data.py 1 tests/fixtures  and the flags in SMALL."""
     folders, _ = generate_data.plan(generate_data.parse(f"1 {FIXTURE.parents[1]} {SMALL}".split()))
     kept = read_recording(FIXTURE)
     seed = (0, generate_data.zlib.crc32(SUB.encode()), 0)
