@@ -254,7 +254,10 @@ def test_fixture_is_what_the_command_renders():
     seed = (0, generate_data.zlib.crc32(SUB.encode()), 0)
     again = render(folders[0].parameters, seed)
     assert np.array_equal(kept.events.numpy(), again.events) and np.array_equal(
-        kept.labels.numpy(), again.labels
+        kept.labels.numpy(),
+        again.labels,
+        # a shell's background job ignores Ctrl-C and hands that on: also to these tests
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

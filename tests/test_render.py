@@ -4,10 +4,12 @@ import hashlib
 from pathlib import Path
 
 import gerd.__main__ as gerd_main
+import gerd.shapes as gerd_shapes
 import numpy as np
 import pytest
 import torch
 
+from gerd_masks import TriangleMasks
 from gerd_pictures import GerdPictures
 from motion import OwnStream, TorchStream, clean_motion, gerd_motion
 from outlines import Poses, TruePictures, f32, row_spans
@@ -181,6 +183,16 @@ def test_pixels_called_plain_are_plain(kind):
     assert 0.2 < ((values > 0) & (values < 1))[between].mean()  # and few others are looked at in vain
 
 
+def test_triangle_masks_are_gerds_to_the_last_bit():
+    sides = np.array([8, 9, 23, 40, 81, 120, 333])
+    masks = TriangleMasks(sides)
+    for frame, side in enumerate(sides):
+        row, col = np.indices((side, side))
+        assert np.array_equal(
+            masks.values(frame, row, col), gerd_shapes.triangle(int(side), 1.0, "cpu").numpy()
+        )
+
+
 def test_torch_stream_and_state():
     for count in (0, 1, 5, 623, 624, 625, 1300):
         torch.manual_seed(7)
@@ -195,15 +207,17 @@ def shape_counts(recordings, p):
 
 
 @pytest.mark.parametrize("generator", GENERATORS[:2])
-@pytest.mark.parametrize("scale", [4.0, 10.0, 20.0, "random"])
+@pytest.mark.parametrize(
+    "scale,velocity", [(4.0, 0.6), (10.0, 0.6), (20.0, 0.6), (20.0, 0.004), ("random", 0.6)]
+)
 @pytest.mark.parametrize("kind", SHAPES)
-def test_native_rates_are_those_of_replays(generator, scale, kind):
-    """Events per recording, shape, size and polarity: own numbers against GERD's; all 48 |z| < 4."""
-    p = RenderParameters(generator, (48, 48), 24, (kind,), scale, 0.6, bg_density=0.0)
+def test_native_rates_are_those_of_replays(generator, scale, velocity, kind):
+    """Events per recording, shape, size and polarity: own numbers against GERD's; all 60 |z| < 4."""
+    p = RenderParameters(generator, (48, 48), 24, (kind,), scale, velocity, bg_density=0.0)
     own = shape_counts([render(p, seed) for seed in range(60)], p)
     theirs = shape_counts([replay(p, seed)[0] for seed in range(60)], p)
     z = (own.mean(0) - theirs.mean(0)) / np.sqrt((own.var(0) + theirs.var(0)) / 60 + 1e-9)
-    print(f"{generator} {scale} {kind}: z {z.round(2)}")
+    print(f"{generator} {scale} {velocity} {kind}: z {z.round(2)}")
     assert np.abs(z).max() < 4
 
 
