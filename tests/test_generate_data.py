@@ -187,6 +187,8 @@ def start(tmp_path, patch=""):
     arguments = f"5000 {tmp_path}/out {SMALL} --workers 2".split()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     options = {"env": environment, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    # a shell's background job ignores Ctrl-C and hands that on: also to these tests
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen([sys.executable, script, *arguments], **options)
 
 
@@ -256,8 +258,6 @@ def test_fixture_is_what_the_command_renders():
     assert np.array_equal(kept.events.numpy(), again.events) and np.array_equal(
         kept.labels.numpy(),
         again.labels,
-        # a shell's background job ignores Ctrl-C and hands that on: also to these tests
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -201,24 +201,39 @@ def test_torch_stream_and_state():
         assert np.array_equal(torch.get_rng_state().numpy(), ours.state())
 
 
-def shape_counts(recordings, p):
+def shape_counts(recordings):
     """Events of each polarity per recording of one shape without noise, (n, 2)."""
     return np.array([np.bincount(r.events[:, 1], minlength=2) for r in recordings])
 
 
+def deviates(own, theirs):
+    """Difference of two samples' means in standard errors, per column."""
+    spread = own.var(0) / len(own) + theirs.var(0) / len(theirs)
+    return (own.mean(0) - theirs.mean(0)) / np.sqrt(spread + 1e-9)
+
+
 @pytest.mark.parametrize("generator", GENERATORS[:2])
-@pytest.mark.parametrize(
-    "scale,velocity", [(4.0, 0.6), (10.0, 0.6), (20.0, 0.6), (20.0, 0.004), ("random", 0.6)]
-)
+@pytest.mark.parametrize("scale,velocity", [(4.0, 0.6), (10.0, 0.6), (20.0, 0.6), ("random", 0.6)])
 @pytest.mark.parametrize("kind", SHAPES)
 def test_native_rates_are_those_of_replays(generator, scale, velocity, kind):
-    """Events per recording, shape, size and polarity: own numbers against GERD's; all 60 |z| < 4."""
+    """Events per recording, shape, size and polarity: own numbers against GERD's; all 48 |z| < 4."""
     p = RenderParameters(generator, (48, 48), 24, (kind,), scale, velocity, bg_density=0.0)
-    own = shape_counts([render(p, seed) for seed in range(60)], p)
-    theirs = shape_counts([replay(p, seed)[0] for seed in range(60)], p)
-    z = (own.mean(0) - theirs.mean(0)) / np.sqrt((own.var(0) + theirs.var(0)) / 60 + 1e-9)
+    own = shape_counts([render(p, seed) for seed in range(60)])
+    theirs = shape_counts(
+        [replay(p, int(seed))[0] for seed in np.random.default_rng(1).integers(2**32, size=60)]
+    )
+    z = deviates(own, theirs)
     print(f"{generator} {scale} {velocity} {kind}: z {z.round(2)}")
     assert np.abs(z).max() < 4
+
+
+def test_native_integrators_start_where_gerds_do():
+    """An edge that moves by an eighth of a pixel fires only where the integrator started near the threshold."""
+    p = RenderParameters("gerd-0.5.1", (48, 48), 24, ("square",), 20.0, 0.004, bg_density=0.0)
+    own, theirs = (
+        shape_counts([f(p, s) for s in range(300)]) for f in (render, lambda p, s: replay(p, s)[0])
+    )
+    assert 0.1 < own.mean() < 10 and np.abs(deviates(own, theirs)).max() < 4
 
 
 @pytest.mark.parametrize("generator,fields", [("clean", 1), ("published", 3)])
@@ -232,8 +247,8 @@ def test_noise_is_bernoulli(generator, fields):
     for axis, size in enumerate((200, 2, 64, 60)):
         each = cells / size
         counts = np.bincount(events[:, axis], minlength=size)
-        deviates = (counts - each * chance) / np.sqrt(each * chance * (1 - chance))
-        z.append(((deviates**2).sum() - size) / np.sqrt(2 * size))  # chi-square, standardised
+        off = (counts - each * chance) / np.sqrt(each * chance * (1 - chance))
+        z.append(((off**2).sum() - size) / np.sqrt(2 * size))  # chi-square, standardised
     linear = np.ravel_multi_index(tuple(events.T), (200, 2, 64, 60))
     for lag in (1, 60, 2 * 64 * 60):
         together = np.isin(linear + lag, linear).sum()
