@@ -15,8 +15,9 @@ import generate_data
 import learn_shapes
 from coordinates import unit_to_pixel
 from dataset import ShapeDataset, read_recording
+from films import track_gif
 from receptive_fields import KERNEL_SIZES, spatial_kernels, spatial_parameters
-from visualization import kernel_bank, learning_curves, track_gif
+from visualization import kernel_bank, learning_curves
 
 RENDERING = "--generator clean --shapes circle --resolution 48 48 --scales 18 --velocities 0.5 --frames 128"
 RECORDINGS = 200

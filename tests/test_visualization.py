@@ -8,8 +8,10 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
+import films
 import visualization
-from visualization import kernel_bank, kernel_grid, learning_curves, prediction_panel, track_gif
+from films import track_gif
+from visualization import kernel_bank, kernel_grid, learning_curves, prediction_panel
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 FRAME, MISSING = (215, 215, 215), (64, 64, 64)
@@ -240,7 +242,7 @@ def test_a_heat_map_is_shaded_where_coordinates_are_read(tmp_path):
     heatmaps[:, 0, 1, 2], heatmaps[:, 1, 3, 3] = 1e-3, -5  # negative values count as none
     track_gif(tmp_path / "track.gif", frames, true_px, predicted_px, heatmaps)
     field = read(tmp_path / "track.gif")[0][0, 10:490, 10:490]
-    darkest = where(field, visualization.SHADES[-1])
+    darkest = where(field, films.SHADES[-1])
     assert np.abs(darkest.mean(0) - [480 * 1 / 3, 480 * 2 / 3]).max() < 6
     assert field[-40:, -40:].min() == 255
 
