@@ -1,6 +1,7 @@
 """Around the training loop: what the published program leaves behind, and stopping without losing
 anything."""
 
+import functools
 import math
 import signal
 import sys
@@ -48,11 +49,14 @@ class Published(Callback):
         step = trainer.global_step
         if step % PICTURE_EVERY or not trainer.is_global_zero:
             return
+        # channels that share weights share copies and pictures
+        saved = functools.cache(lambda weight: weight.detach().cpu())
+        drawn = functools.cache(lambda weight: kernel_grid(weight.flatten(0, 1).numpy()))
         kernels = [
-            (layer.spatial.spatial.weight.detach().cpu(), f"channel/{i}/{l}")
+            (saved(layer.spatial.spatial.weight), f"channel/{i}/{l}")
             for i, channel in enumerate(model.net.channels)
             for l, layer in enumerate(channel.spatiotemporal)
-        ] + [(model.net.classifier[0].weight.detach().cpu(), "classifier")]
+        ] + [(saved(model.net.classifier[0].weight), "classifier")]
         taus = {}
         if model.config.net != "ann":
             taus = {
@@ -68,7 +72,7 @@ class Published(Callback):
         for layer, rates in taus.items():
             trainer.logger.experiment.add_histogram(f"taus/block/{layer}", torch.stack(rates), step)
         for weight, name in kernels:
-            self._picture(trainer, f"kernel/{name}", step, kernel_grid, weight.flatten(0, 1).numpy())
+            self._picture(trainer, f"kernel/{name}", step, drawn, weight)
 
     def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
         if "panel" in outputs and trainer.is_global_zero:

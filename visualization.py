@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 GOLDEN_RATIO = 1.618  # kernels per row over kernels per column, about
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: for all
 ORANGE, BLUE = (230, 159, 0), (86, 180, 233)  # kinds of colour vision, as are these two
-BLACK, GREY, WHITE = (0, 0, 0), (110, 110, 110), (255, 255, 255)
+BLACK, GREY, WHITE, FRAME = (0, 0, 0), (110, 110, 110), (255, 255, 255), (215, 215, 215)
 ORDERS = {(0, 0): "g", (1, 0): "∂u g", (0, 1): "∂v g", (1, 1): "∂u∂v g"}  # u along a field, v across
 MARGIN = 10  # pixels around a drawing
 
@@ -39,8 +39,12 @@ def kernel_grid(kernels):
     bar = _colour_bar(limit)
     width = max(columns * (w * zoom + gap), bar.width) + gap
     canvas = Image.new("RGB", (width, math.ceil(n / columns) * (h * zoom + gap) + gap + bar.height), WHITE)
-    for i, tile in enumerate(_tiles(kernels, zoom, limit)):
-        canvas.paste(tile, (gap + i % columns * (w * zoom + gap), gap + i // columns * (h * zoom + gap)))
+    tiles = _tiles(kernels, zoom, limit)
+    blank = np.full((-n % columns, *tiles.shape[1:]), WHITE, np.uint8)
+    tiles = np.concatenate([tiles, blank])
+    tiles = np.pad(tiles, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=WHITE[0])
+    rows = tiles.reshape(-1, columns, *tiles.shape[1:]).swapaxes(1, 2)
+    canvas.paste(Image.fromarray(rows.reshape(len(rows) * tiles.shape[1], -1, 3)), (gap, gap))
     canvas.paste(bar, (0, canvas.height - bar.height))
     return np.array(canvas)
 
@@ -74,7 +78,7 @@ def kernel_bank(kernels, rows, path):
     draw = ImageDraw.Draw(canvas)
     for (variance, angle, ratio, *order), tile in zip(fields, _tiles(kernels, zoom, limit), strict=True):
         x = left + orders.index(tuple(order)) * block + variances.index(variance) * step_x
-        canvas.paste(tile, (x, top + lines.index((ratio, angle)) * step_y))
+        canvas.paste(Image.fromarray(tile), (x, top + lines.index((ratio, angle)) * step_y))
     for i, order in enumerate(orders):
         x, name = left + i * block, ORDERS.get(order, "∂u^{:g} ∂v^{:g} g".format(*order))
         draw.text((x + (block - block_gap - gap) / 2, 22), name, BLACK, font(18), "mm")
@@ -162,12 +166,11 @@ def _blue_white_red(values, limit):
 
 
 def _tiles(kernels, zoom, limit):
-    """One picture per kernel, `zoom` times larger, within a thin frame to tell white kernels from paper."""
-    for picture in _blue_white_red(kernels, limit).repeat(zoom, 1).repeat(zoom, 2):
-        tile = Image.fromarray(picture)
-        if zoom > 2:
-            ImageDraw.Draw(tile).rectangle((0, 0, tile.width - 1, tile.height - 1), outline=(215, 215, 215))
-        yield tile
+    """A picture per kernel (n, h, w, 3), `zoom` times larger, in a thin frame that sets it off from paper."""
+    tiles = _blue_white_red(kernels, limit).repeat(zoom, 1).repeat(zoom, 2)
+    if zoom > 2:
+        tiles[:, (0, -1)] = tiles[:, :, (0, -1)] = FRAME
+    return tiles
 
 
 def _colour_bar(limit, length=120, thickness=12, height=30):

@@ -228,7 +228,7 @@ def test_native_rates_are_those_of_replays(generator, scale, velocity, kind):
 
 
 def test_native_integrators_start_where_gerds_do():
-    """An edge that moves by an eighth of a pixel fires only where the integrator starts near its threshold."""
+    """An edge that moves an eighth of a pixel fires only where the integrator starts near its threshold."""
     p = RenderParameters("gerd-0.5.1", (48, 48), 24, ("square",), 20.0, 0.004, bg_density=0.0)
     own, theirs = (
         shape_counts([f(p, s) for s in range(300)]) for f in (render, lambda p, s: replay(p, s)[0])
