@@ -1,8 +1,7 @@
 """Every hyper-parameter once: name, type, default (= the paper), help.
 
 The parser, the run name, the log and `config_*.txt` all walk the fields of `Config`.  Types, defaults and
-choices that
-differ from the published program: FIDELITY 20-22.
+choices that differ from the published program: FIDELITY 20-22.
 """
 
 import dataclasses
@@ -151,8 +150,20 @@ def read_config_lines(path):
     return runs
 
 
+class Help(jsonargparse.DefaultHelpFormatter):
+    """Types and defaults behind each help; where choices stand already, no type."""
+
+    def _get_help_string(self, action):
+        text = super()._get_help_string(action)
+        named = isinstance(action.type, type) or not callable(action.type)
+        return text if named else text.replace("type: %(type)s, ", "")
+
+
 class CommandLine(jsonargparse.ArgumentParser):
     """Errors in one line: what, and what was wanted; exit code 2."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, formatter_class=Help, **kwargs)
 
     def error(self, message, ex=None):
         text = " ".join(str(message).split())
@@ -175,11 +186,11 @@ def add_settings(parser):
         meta = setting.metadata
         kwargs = {"type": setting.type, "default": setting.default, "help": meta["help"]}
         if setting.type == tuple[int, int]:
-            kwargs.update(type=int, nargs=2)
+            kwargs.update(type=int, nargs=2, metavar=("H", "W"))
         if meta["from_data"]:
             kwargs.update(default=None, help=f"{meta['help']} (default: as in the recordings)")
         if meta["choices"] == (0, 1):
-            kwargs.update(type=zero_or_one)
+            kwargs.update(type=zero_or_one, metavar="{0,1}")
         elif meta["choices"]:
             kwargs.update(choices=meta["choices"])
         parser.add_argument(f"--{setting.name}", **kwargs)
