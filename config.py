@@ -124,8 +124,7 @@ class Config:
 
 
 def run_name(config, data_root):
-    """The published name of a run, which names its folder of logs; not all settings are in it (FIDELITY
-    19)."""
+    """The published name of a run and its folder of logs; not all settings are in it (FIDELITY 19)."""
     summed = "S" if config.sum_frames else ""
     return (
         f"{config.net}_{config.init_scheme_spatial}-{config.init_scheme_temporal}_{config.stack_frames}{summed}"
@@ -134,8 +133,7 @@ def run_name(config, data_root):
 
 
 def read_config_lines(path):
-    """The runs of a `config_*.txt`: one list of command-line words per line; blank lines and # comments are
-    passed over.
+    """The runs of a `config_*.txt`: a list of words per line; blank lines and # comments are none.
 
     ValueError naming file and line where quotes do not close.
     """

@@ -23,8 +23,7 @@ def unit_to_pixel(position_unit, resolution):
 
 
 def unit_grid(n, like):
-    """Centres of n cells from -1 to 1, both included (n,): float32 constants, as published, in the dtype of
-    `like`."""
+    """Centres of n cells from -1 to 1, both included (n,): float32 constants, as published, as `like`."""
     return torch.linspace(-1, 1, n, device=like.device).to(like.dtype)
 
 
@@ -65,8 +64,7 @@ class DSNTLI(nn.Module):
 
 
 class HottestPixel(nn.Module):
-    """The centre of each heat map's hottest cell, in units; its gradient is DSNT's (straight-through); no
-    state.
+    """The centre of each heat map's hottest cell, in units, with DSNT's gradient (straight-through).
 
     Never worked as published (FIDELITY 11).
     """

@@ -1,9 +1,8 @@
-"""Recordings of events: one file read and written, the published windows over them, and batches that stay
-sparse.
+"""Recordings of events: one file read and written, published windows over them, batches that stay sparse.
 
 A recording is a GERD `.dat` file: `torch.save([events, labels])`, events a sparse (T, 2, H, W) tensor, labels
 (T, N, 2) positions in pixels (release 0.5.1) or (T, N, 1, 2) (the paper's version).  GERD's label x runs
-along H, y along W. Events stay indices through workers and bus; `dense_frames` scatters them on the device.
+along H, y along W.  Events stay indices through workers and bus; `dense_frames` scatters them on the device.
 Source: FIDELITY 16-18.
 """
 
@@ -307,8 +306,7 @@ def _stack(frames, stack_frames, sum_frames):
 
 
 class EpochSampler(Sampler):
-    """All items, shuffled by (seed, epoch) alone, so that any epoch can be gone through again, from any
-    place.
+    """All items, shuffled by (seed, epoch) alone: any epoch can be gone through again, from any place.
 
     Lightning calls `set_epoch`; `skip` items of the next epoch have been served already.
     """

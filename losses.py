@@ -1,8 +1,7 @@
-"""Loss terms: the distance of the coordinates, heat-map regularisers against Gaussian targets, the spike
-regulariser.
+"""Loss terms: distance of coordinates, heat-map regularisers against Gaussian targets, spike regulariser.
 
-Heat maps and targets are (T, B, N, H, W).  Source: DSNT, Nibali et al. 2018; paper, Methods (loss); FIDELITY
-7-8.
+Heat maps and targets are (T, B, N, H, W).
+Source: DSNT, Nibali et al. 2018; paper, Methods (loss); FIDELITY 7-8.
 """
 
 import torch
@@ -73,6 +72,5 @@ REGULARISERS = {
 
 
 def spike_regulariser(activities, mean=0.05, scale=0.05):
-    """Sum over temporal channels of scale * (mean - activity)^2; activities: mean spikes per cell and step
-    (K,)."""
+    """Sum over channels of scale * (mean - activity)^2; activities (K,): mean spikes per cell and step."""
     return ((mean - activities) ** 2).sum() * scale

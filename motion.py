@@ -129,8 +129,7 @@ class _Axis:
 
 
 def gerd_motion(p, kind, stream):
-    """Poses of one shape, in cells, as GERD 0.5.1 or (p.generator "published") the paper's version draws
-    them."""
+    """Poses of one shape, in cells, as the release or the paper's version (p.generator) draws them."""
     height, width = p.resolution
     published = p.generator == "published"
     size, turn, shear, speed = _gerd_axes(p, stream, published)

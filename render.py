@@ -27,18 +27,16 @@ CHUNK = 4096  # pixel values evaluated at once
 
 @dataclass(frozen=True)
 class RenderParameters:
-    """What to render.  Sizes in pixels, velocities in pixels a frame and axis unless `generator` says
-    otherwise.
+    """What to render.  Sizes in pixels, velocities in pixels a frame on each axis unless `generator` differs.
 
     generator: "clean" true shapes, labels on the centroid, noise once; "gerd-0.5.1" that release;
-    "published" the paper's
-        version: velocity in eighths of a pixel, shear that drifts, sizes below 15 (of 300) that become 15,
-        noise thrice.
-    scale: size in pixels, or "random" (constant per recording) or "changing" (random at first, then growing,
-    shrinking).
-    event_density: part of the events that survives, (0, 1].  bg_density: noise per pixel and frame, [0, 1),
-    over both
-        polarities; once for "clean", once per shape for the other two.
+        "published" the paper's version: velocity in eighths of a pixel, shear that drifts, sizes below 15
+        (of 300) that become 15, noise thrice.
+    scale: size in pixels, or "random" (constant per recording), or "changing" (random at first, then
+        growing, shrinking).
+    event_density: part of the events that survives, (0, 1].
+    bg_density: noise per pixel and frame, [0, 1), over both polarities; once for "clean", once per shape
+        for the other two.
     """
 
     generator: str = "clean"
@@ -99,11 +97,10 @@ class Recording(NamedTuple):
 
 
 def render(parameters, seed, background=None):
-    """A recording with random numbers of its own: the same parameters and seed give the same recording
-    anywhere.
+    """A recording with random numbers of its own: equal parameters and seed give an equal recording anywhere.
 
-    seed: int or sequence of ints.  background: (n, 4) integer events of a recording to lay under it, or
-    None."""
+    seed: int or sequence of ints.  background: (n, 4) integer events of a recording to lay under it.
+    """
     stream = OwnStream(np.random.default_rng(seed))
     height, width = parameters.resolution
     cells, labels = [], []
@@ -121,8 +118,9 @@ def render(parameters, seed, background=None):
 
 def replay(parameters, seed):
     """The recording that GERD renders after `torch.manual_seed(seed)` on a CPU, and torch's generator state
-    afterwards (uint8 (5056,), equal to `torch.get_rng_state()`).  parameters.generator: "published" or
-    "gerd-0.5.1"."""
+    afterwards: uint8 (5056,), equal to `torch.get_rng_state()`.  Generators "published" and "gerd-0.5.1";
+    ValueError for "clean".
+    """
     if parameters.generator == "clean":
         raise ValueError(
             "generator clean: replay follows GERD's own versions, published or gerd-0.5.1 wanted"

@@ -1,5 +1,4 @@
-"""How every benchmark here measures: two ways of one result, timed in turn, told as the ratio of each
-pair."""
+"""How every benchmark here measures: two ways of one result, timed in turn, the ratio of each pair."""
 
 import os
 import platform
