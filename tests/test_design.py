@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 350
 LEVELS = {
     0: {"config", "receptive_fields", "temporal", "coordinates", "losses", "visualization", "films"}
-    | {"render", "motion", "outlines", "gerd_pictures", "gerd_masks"},
+    | {"render", "motion", "outlines", "gerd_pictures", "gerd_masks", "affine_gaussian", "cascades"},
     1: {"model", "dataset", "callbacks"},
     2: {"generate_data", "learn_shapes"},
     3: {"evaluate", "track", "covariance", "export", "report", "demo"},
@@ -20,6 +20,7 @@ LEVEL = {module: level for level, modules in LEVELS.items() for module in module
 RENDER = ("outlines", "gerd_masks", "gerd_pictures", "motion", "render")  # each may import those before it
 SAME_LEVEL = {(later, earlier) for i, later in enumerate(RENDER) for earlier in RENDER[:i]}
 SAME_LEVEL |= {("films", "visualization")}  # so are pictures
+SAME_LEVEL |= {("receptive_fields", "affine_gaussian")}  # so is the theory over space
 PLOTTERS = {"visualization"}
 TRAINERS = {"learn_shapes", "callbacks"} | LEVELS[3]  # callbacks: split off learn_shapes for length
 
