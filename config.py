@@ -90,6 +90,11 @@ class Config:
         "scan over time: auto (fast), loop (readable), norse (step by step)",
         ("auto", "loop", "norse"),
     )
+    convolution: str = option(
+        "auto",
+        "convolution: over frequencies, directly, or auto: whichever is faster",
+        ("auto", "direct", "spectral"),
+    )
     # loss and optimisation
     regularization: str = option("js", "regulariser of the heat maps", ("none", "js", "kl", "var"))
     regularization_scale: float = option(1e-4, "weight of that regulariser")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config import Config
+from convolution import convolve
 from receptive_fields import (
     KERNEL_SIZES,
     bank_weights,
@@ -103,15 +104,19 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
 class SpatialRF(nn.Module):
     """[Batch norm and] convolution with a bank of receptive fields, over frames (T, K, B, C, H, W)."""
 
-    def __init__(self, in_channels, out_channels, kernel_size, batch_normalization=False):
+    def __init__(
+        self, in_channels, out_channels, kernel_size, batch_normalization=False, convolution="auto"
+    ):
         super().__init__()
+        self.convolution = convolution
         self.spatial = nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", bias=False)
         self.norm = StepwiseBatchNorm2d(in_channels) if batch_normalization else None
 
     def forward(self, frames, channels=1):
         if self.norm is not None:
             frames = self.norm(frames, channels)
-        return self.spatial(frames.flatten(0, 2)).unflatten(0, frames.shape[:3])
+        current = convolve(frames.flatten(0, 2), self.spatial.weight, self.convolution)
+        return current.unflatten(0, frames.shape[:3])
 
 
 class TemporalRF(nn.Module):
@@ -281,7 +286,7 @@ def spatial_layers(config, scale):
         rows = rows[rows[:, 0] == 2.0**scale]
     widths = (config.in_channels, len(rows), len(rows), config.n_classes)
     layers = [
-        SpatialRF(n_in, n_out, size, bool(config.batch_normalization))
+        SpatialRF(n_in, n_out, size, bool(config.batch_normalization), config.convolution)
         for n_in, n_out, size in zip(widths[:-1], widths[1:], KERNEL_SIZES, strict=True)
     ]
     calls = config.n_temporal_scales if config.weight_sharing else 1

@@ -4,9 +4,13 @@ import os
 import platform
 import statistics
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy
 import torch
+
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def processor():
@@ -44,16 +48,58 @@ def seconds(function) -> float:
     return time.perf_counter() - start
 
 
+class Ratio(NamedTuple):
+    """Median and range over `n` pairs of theirs / ours, and both sides' median."""
+
+    name: str
+    median: float
+    n: int
+    low: float
+    high: float
+    ours: float
+    theirs: float
+    unit: str = "ms"
+
+    def lines(self):
+        ratio = f"ratio {self.name}: {self.median:.4g} (n={self.n}, {self.low:.4g}..{self.high:.4g})"
+        return f"{ratio}\n  medians: ours {self.ours:.4g} {self.unit}, theirs {self.theirs:.4g} {self.unit}"
+
+
+def compare(name, pairs, unit="ms"):
+    """The `Ratio` of (ours, theirs) pairs, printed."""
+    ratios = [theirs / ours for ours, theirs in pairs]
+    ours, theirs = (statistics.median(values) for values in zip(*pairs, strict=True))
+    ratio = Ratio(name, statistics.median(ratios), len(ratios), min(ratios), max(ratios), ours, theirs, unit)
+    print(ratio.lines(), flush=True)
+    return ratio
+
+
+def alternate(name, ours, theirs, runs=5, first=True):
+    """Times ours, theirs, ours, theirs ... after a `first` call of each that does not count; prints and
+    returns the `Ratio`, so that above 1 ours is faster.  The caller has asserted that both give the same."""
+    if first:
+        ours()
+        theirs()
+    return compare(name, [(seconds(ours) * 1e3, seconds(theirs) * 1e3) for _ in range(runs)])
+
+
 def paired(name, ours, theirs, runs=5) -> float:
-    """Times ours, theirs, ours, theirs ... after a first call of each that does not count; prints and returns
-    the median of theirs / ours, so that above 1 ours is faster.  The caller has asserted that both give the
-    same."""
-    ours()
-    theirs()
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(runs)]
-    ratios = [slow / fast for fast, slow in pairs]
-    median = statistics.median(ratios)
-    print(f"ratio {name}: {median:.4g} (n={runs}, {min(ratios):.4g}..{max(ratios):.4g})")
-    fast, slow = (statistics.median(times) * 1e3 for times in zip(*pairs, strict=True))
-    print(f"  medians: ours {fast:.4g} ms, theirs {slow:.4g} ms", flush=True)
-    return median
+    """The median of `alternate`."""
+    return alternate(name, ours, theirs, runs).median
+
+
+def write_table(name, ratios, command, machine):
+    """The ratios as a Markdown table in benchmarks/results/<name>.md, below what made them."""
+    rows = [
+        f"| {r.name} | {r.median:.3g} | {r.n} | {r.low:.3g}..{r.high:.3g} | {r.ours:.4g} {r.unit} "
+        f"| {r.theirs:.4g} {r.unit} |"
+        for r in ratios
+    ]
+    head = [
+        "| theirs over ours | median ratio | n | range | ours | theirs |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    path = RESULTS / f"{name}.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join([f"`{command}`", "", machine, "", *head, *rows]) + "\n")
+    print(f"written: {path.relative_to(RESULTS.parents[1])}")

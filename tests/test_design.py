@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 350
 LEVELS = {
     0: {"config", "receptive_fields", "temporal", "coordinates", "losses", "visualization", "films"}
-    | {"render", "motion", "outlines", "gerd_pictures", "gerd_masks", "affine_gaussian", "cascades"},
+    | {"render", "motion", "outlines", "gerd_pictures", "gerd_masks", "affine_gaussian", "cascades"}
+    | {"convolution"},
     1: {"model", "dataset", "callbacks"},
     2: {"generate_data", "learn_shapes"},
     3: {"evaluate", "track", "covariance", "export", "report", "demo"},

@@ -56,9 +56,11 @@ def test_names_initial_fields_and_statistics(project, golden):
         torch.testing.assert_close(buffers[name].double(), value.double(), rtol=0, atol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("backend", ["auto", "loop"])
-def test_outputs_losses_gradients_statistics(project, golden, backend):
-    system = loaded(project, golden, temporal_backend=backend)
+@pytest.mark.parametrize(
+    ("backend", "convolution"), [("auto", "auto"), ("loop", "direct"), ("auto", "spectral")]
+)
+def test_outputs_losses_gradients_statistics(project, golden, backend, convolution):
+    system = loaded(project, golden, temporal_backend=backend, convolution=convolution)
     run = project.run(system, *(golden[key].transpose(0, 1) for key in ("warmup", "x", "y")))
     run.terms["loss"].backward()
     assert project.error(run.heatmaps, golden["out"]) < TOLERANCE

@@ -26,6 +26,7 @@ OPTIONS = {
     "n_spatial_scales": (1, 2),
     "n_temporal_scales": (3, 1, 2),
     "temporal_backend": ("auto", "loop", "norse"),
+    "convolution": ("direct", "spectral"),
     "receptive_fields": ("published", "norse-1.1.0"),
     "regularization": ("js", "kl", "var", "none"),
     "rectification": ("softmax", "sigmoid", "relu", "id"),

@@ -1,0 +1,191 @@
+"""A training step against the published way: one time step after the other, on Norse's cells.
+
+python3 -m benchmarks.step [--nets li lif ann] [--sizes demo paper] [--runs 2] [--save]
+
+Ours is `ShapesModel`: warm-up, window, loss and gradients from a batch of sparse events.  Theirs is the model
+of tests/oracles.py with the same weights on the same frames.  Loss and every gradient are asserted equal
+first.  Each side lives in a process of its own, which tells its peak memory beyond what it held before its
+first step.  Events are even noise at the rate of the paper's recordings; dropout is off, whose draws differ.
+A step of theirs at the paper's size takes about a minute on two cores.
+"""
+
+import argparse
+import dataclasses
+import multiprocessing
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from benchmarks.paired import alternate, compare, machine_line, write_table
+from config import Config
+from dataset import EventBatch, dense_frames
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+RATE = 0.003 / 2  # events per cell and frame, as in the paper's recordings
+SIZES = {
+    "demo": {
+        "resolution": (48, 48), "timesteps": 20, "batch_size": 8, "n_classes": 1, "skip_connections": 1,
+        "n_spatial_scales": 3, "n_angles": 1, "n_ratios": 1,
+    },
+    "small": {"resolution": (150, 150), "timesteps": 10, "batch_size": 1, "n_spatial_scales": 2},
+    "paper": {"batch_size": 1},
+}  # fmt: skip
+TOLERANCE = {"loss": 1e-5, "gradient": 1e-3}  # float32: relative to the loss, to a gradient's largest value
+ZERO = 1e-6  # or to this, of gradients that rounding alone keeps from zero
+
+
+def config_of(net, size, batch_size=None, **more):
+    coordinate = "dsnt" if net == "ann" else "dsntli"  # as in config_ann.txt and config_snn.txt
+    config = Config(net=net, dropout=0.0, coordinate=coordinate, **SIZES[size], **more)
+    return dataclasses.replace(config, batch_size=batch_size or config.batch_size)
+
+
+def batch_of(config, device):
+    """Sparse events and labels of one batch."""
+    B, T, N = config.batch_size, config.timesteps, config.n_classes
+    generator = torch.Generator().manual_seed(0)
+    cells = 2 * T * 2 * config.resolution[0] * config.resolution[1]
+    events = [(torch.rand(cells, generator=generator) < RATE).nonzero().flatten().int() for _ in range(B)]
+    labels = torch.rand(B, T, N, 2, generator=generator) * torch.tensor(config.resolution)
+    batch = EventBatch(torch.cat(events), torch.tensor([len(e) for e in events]), labels)
+    return EventBatch(*(tensor.to(device) for tensor in batch))
+
+
+def our_step(config, device):
+    """A function that gives loss and gradients, and the parameters by name."""
+    from learn_shapes import ShapesModel
+
+    torch.manual_seed(0)
+    model = ShapesModel(**dataclasses.asdict(config)).to(device)
+    batch = batch_of(config, device)
+
+    def step():
+        model.zero_grad()
+        tracking, _, labels_px = model.track(batch)
+        terms, *_ = model.terms(tracking, labels_px)
+        loss = terms["loss"] + terms.get("spike_reg", 0)
+        loss.backward()
+        return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+    return step
+
+
+def their_step(config, device):
+    """The same, one time step after the other, all frames dense as published."""
+    from oracles import reference_run
+
+    from learn_shapes import ShapesModel
+
+    torch.manual_seed(0)
+    model = ShapesModel(**dataclasses.asdict(config)).to(device)
+    batch = batch_of(config, device)
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+
+    def step():
+        model.zero_grad()
+        warmup, frames = (part.float() for part in dense_frames(batch, config.resolution, config.timesteps))
+        loss = reference_run(config, parameters, buffers, warmup, frames, batch.labels.transpose(0, 1)).terms[
+            "loss"
+        ]
+        loss.backward()
+        return loss.detach(), {name: p.grad for name, p in parameters.items()}
+
+    return step
+
+
+def memory_gb(what):
+    """VmHWM (the peak) or VmRSS (now) of this process."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024 / 1e9
+
+
+def serve(side, config, threads, device, connection):
+    """In a process of its own: one step per "step"; loss and gradients of the last one, and peak memory, for
+    "end"."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(threads)
+    step = {"ours": our_step, "theirs": their_step}[side](config, device)
+    cuda = device != "cpu"
+    before = torch.cuda.memory_allocated() / 1e9 if cuda else memory_gb("VmRSS")
+    while connection.recv() == "step":
+        loss, gradients = step()
+        if cuda:
+            torch.cuda.synchronize()
+        connection.send(None)
+    peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else memory_gb("VmHWM")
+    gradients = {name: None if g is None else g.cpu().numpy() for name, g in gradients.items()}
+    connection.send((loss.item(), gradients, peak - before))
+
+
+class Side:
+    """One side's process."""
+
+    def __init__(self, *arguments):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(*arguments, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def step(self):
+        self.connection.send("step")
+        self.connection.recv()
+
+    def end(self):
+        self.connection.send("end")
+        outcome = self.connection.recv()
+        self.process.join()
+        return outcome
+
+
+def assert_equal(ours, theirs):
+    (loss, gradients, _), (wanted, wanted_gradients, _) = ours, theirs
+    assert abs(loss - wanted) <= TOLERANCE["loss"] * abs(wanted), (loss, wanted)
+    assert gradients.keys() == wanted_gradients.keys()
+    worst = 0.0
+    for name, gradient in wanted_gradients.items():
+        if gradient is None:
+            assert gradients[name] is None, name
+            continue
+        error = abs(gradients[name] - gradient).max() / max(abs(gradient).max(), ZERO)
+        assert error <= TOLERANCE["gradient"], (name, error)
+        worst = max(worst, error)
+    print(f"equal: loss {loss:.6g} and {wanted:.6g}, gradients within {worst:.1e} of their largest value")
+
+
+def measure(net, size, arguments):
+    config = config_of(net, size, arguments.batch_size)
+    T, B = config.timesteps, config.batch_size
+    name = f"training step, {net}, {size} ({T} + {T} time steps, batch {B})"
+    ours, theirs = (Side(side, config, arguments.threads, arguments.device) for side in ("ours", "theirs"))
+    time = alternate(name, ours.step, theirs.step, arguments.runs)
+    outcomes = ours.end(), theirs.end()  # every step repeats the first one's loss and gradients
+    assert_equal(*outcomes)
+    memory = compare(f"peak memory, {net}, {size}", [tuple(outcome[2] for outcome in outcomes)], "GB")
+    return [time, memory]
+
+
+def main():
+    parser = argparse.ArgumentParser("benchmarks.step", description=__doc__.splitlines()[0])
+    parser.add_argument("--nets", nargs="+", choices=("li", "lif", "ann"), default=["li", "lif", "ann"])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["demo", "paper"])
+    parser.add_argument("--batch_size", type=int, help="recordings per batch (default: by size)")
+    parser.add_argument("--runs", type=int, default=2, help="pairs of steps (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/step.md")
+    arguments = parser.parse_args()
+    machine = machine_line(threads=arguments.threads, dtype="float32", device=arguments.device)
+    print(machine)
+    ratios = []
+    for size in arguments.sizes:
+        for net in arguments.nets:
+            ratios += measure(net, size, arguments)
+    if arguments.save:
+        write_table("step", ratios, f"python3 -m benchmarks.step {' '.join(sys.argv[1:])}", machine)
+
+
+if __name__ == "__main__":
+    main()
