@@ -90,28 +90,46 @@ class Published(Callback):
 
 
 class Stop(Callback):
-    """Ctrl-C and SIGTERM let the running batch end and save `last.ckpt`; a second one stops at once."""
+    """Ctrl-C, SIGTERM and SIGUSR1 let the batch end and save `last.ckpt`; a second Ctrl-C stops at once.
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    With several processes a signal to one of them stops all, behind the same batch.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self):
-        self.received, self.saved = None, False
+        self.received, self.saved, self.previous = None, False, {}
+
+    def on_sanity_check_start(self, trainer, model):
+        self._listen()
 
     def on_train_start(self, trainer, model):
-        self.previous = [signal.signal(number, self._receive) for number in self.SIGNALS]
+        self._listen()  # once more: a sanity check is not always made
+
+    def _listen(self):
+        for number in self.SIGNALS:
+            previous = signal.signal(number, self._receive)
+            self.previous.setdefault(number, previous)
 
     def teardown(self, trainer, model, stage):
-        for number, handler in zip(self.SIGNALS, getattr(self, "previous", ()), strict=False):
+        for number, handler in self.previous.items():
             signal.signal(number, handler)
 
     def _receive(self, number, frame):
-        if self.received:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        self.received = self.received or number
+
+    def _agree(self, trainer):
+        if trainer.world_size > 1:
+            received = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
+            self.received = int(trainer.strategy.reduce(received, reduce_op="max")) or None
 
     def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        self._agree(trainer)
         if self.received and not trainer.is_last_batch:  # the end of an epoch saves itself
-            trainer.save_checkpoint(Path(trainer.checkpoint_callback.dirpath) / "last.ckpt")
+            if trainer.checkpoint_callback:
+                trainer.save_checkpoint(Path(trainer.checkpoint_callback.dirpath) / "last.ckpt")
             self.saved = True
 
     def on_train_batch_start(self, trainer, model, batch, batch_idx):
@@ -119,6 +137,7 @@ class Stop(Callback):
             raise Stopped(self.received)
 
     def on_train_epoch_start(self, trainer, model):
+        self._agree(trainer)
         if self.received:
             raise Stopped(self.received)
 

@@ -137,19 +137,34 @@ def run_name(config, data_root):
     )
 
 
-def read_config_lines(path):
-    """The runs of a `config_*.txt`: a list of words per line; blank lines and # comments are none.
+def config_lines(path):
+    """What a `config_*.txt` holds, line by line: (number in the file, command-line words, problem).
 
-    ValueError naming file and line where quotes do not close.
+    Blank lines and # comments are passed over.  The words are data: no shell reads them.  problem: in words
+    where a line's quotes do not close, else None.  ValueError for a file that is no text.
     """
-    runs = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text ({error}); want flags, a run a line") from None
+    for number, line in enumerate(lines, start=1):
         try:
-            words = shlex.split(line, comments=True)
+            words, problem = shlex.split(line, comments=True), None
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}; want flags of learn_shapes.py") from None
-        if words:
-            runs.append(words)
+            words, problem = [], f"{error}; want flags of learn_shapes.py"
+        if "\0" in line:
+            words, problem = [], "a NUL character; want flags of learn_shapes.py"
+        if words or problem:
+            yield number, words, problem
+
+
+def read_config_lines(path):
+    """The runs of a `config_*.txt`: a list of words each.  ValueError naming file and line for a bad one."""
+    runs = []
+    for number, words, problem in config_lines(path):
+        if problem:
+            raise ValueError(f"{path}, line {number}: {problem}")
+        runs.append(words)
     return runs
 
 

@@ -16,7 +16,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch import Tensor
 
 from callbacks import PICTURE_EVERY, Published, Stop, Stopped
@@ -238,6 +239,8 @@ def build_trainer(flags, log_root, name, version, data_root):
             enable_version_counter=False,
         )
         callbacks.append(best)
+    if SLURMEnvironment.detect():  # sweep.sh requeues, and nothing else
+        flags["plugins"] = [*(flags["plugins"] or []), SLURMEnvironment(auto_requeue=False)]
     logger = TensorBoardLogger(log_root, name=name, version=version, default_hp_metric=False)
     return pl.Trainer(**flags, logger=logger, callbacks=callbacks)
 
@@ -301,8 +304,8 @@ def main(argv=None):
     arguments = parse(argv)
     try:
         train(arguments)
-    except Stopped as stop:
-        number = stop.args[0]
+    except (SIGTERMException, Stopped) as stop:  # the first before training starts
+        number = stop.args[0] if isinstance(stop, Stopped) else signal.SIGTERM
         print(f"stopped by {signal.Signals(number).name}; to go on: the same command with --ckpt_path last")
         return 128 + number
     except (DataError, OSError, TrainingError, ValueError, MisconfigurationException) as error:
@@ -312,4 +315,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    for number in Stop.SIGNALS:  # all is done: nothing shall end it otherwise
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)

@@ -14,7 +14,7 @@ LEVELS = {
     | {"convolution"},
     1: {"model", "dataset", "callbacks"},
     2: {"generate_data", "learn_shapes"},
-    3: {"evaluate", "track", "covariance", "export", "report", "demo"},
+    3: {"evaluate", "track", "covariance", "export", "report", "demo", "sweep"},
 }
 LEVEL = {module: level for level, modules in LEVELS.items() for module in modules}
 # rendering is one idea, split for its length

@@ -1,0 +1,350 @@
+"""Every line of a config file as one run, here or as a SLURM array:  ./sweep.sh CONFIG DATA LOGS [flags].
+
+    ./sweep.sh config_snn.txt DATA LOGS --seeds 0-4 --jobs 4
+    sbatch --array=1-16 --time=24:00:00 sweep.sh config_snn.txt DATA LOGS --seed 1
+
+One line = one run = one folder LOGS/CONFIG-LINE-seedSEED: what learn_shapes.py leaves, its output in
+run.log, and finished.json once it has ended well.  A finished line is passed over, an interrupted one
+continues.  Further flags go to learn_shapes.py, behind the line's own.  Lines are counted without blank
+ones and comments; array task i takes the i-th run, all lines of the first seed first.  SIGUSR1, SIGTERM and
+Ctrl-C let each running batch end and save; within SLURM the job is then requeued, unless it was cancelled.
+Exit code: 0 every run finished, 1 not every one, 2 wrong usage, 128 + n stopped by signal n.
+"""
+
+import argparse
+import ctypes
+import fcntl
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from config import config_lines
+
+HERE = Path(__file__).resolve().parent
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+FINISHED = "finished.json"
+POLL_S = 0.1
+QUIET = "--enable_progress_bar=false"  # before a line's words, which may turn it on
+RESTARTS = 5  # of a SLURM job that never reached a checkpoint
+PR_SET_PDEATHSIG = 1  # prctl: the signal that a process gets when its parent dies
+
+
+class Run(NamedTuple):
+    name: str  # of its folder: config file, line and seed
+    folder: Path
+    words: list  # of the line and of the command line, as they go to learn_shapes.py
+    problem: str | None  # of a line that cannot be read
+
+
+class Job(NamedTuple):
+    run: Run
+    process: Any  # subprocess.Popen
+    lock: int  # file descriptor; also the process holds it
+    started: float
+
+
+def seeds(text):
+    """The seeds of "3", "0-4" or "0-2,7"."""
+    found = []
+    for part in text.split(","):
+        bounds = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        first, last = (int(bounds[1]), int(bounds[2] or bounds[1])) if bounds else (1, 0)
+        if first > last or last - first > 10_000:
+            raise argparse.ArgumentTypeError(f"{text!r}: want seeds such as 3, 0-4 or 0-2,7")
+        found += range(first, last + 1)
+    return list(dict.fromkeys(found))
+
+
+def natural(text):
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: want a whole number >= 1")
+    return int(text)
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(
+        "sweep.sh",
+        usage="%(prog)s CONFIG DATA LOGS [flags] [flags for learn_shapes.py]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "config", type=Path, metavar="CONFIG", help="one run per line: flags of learn_shapes.py"
+    )
+    parser.add_argument("data", metavar="DATA", help="data set, see generate_data.py")
+    parser.add_argument("logs", type=Path, metavar="LOGS", help="folder for the folders of the runs")
+    parser.add_argument(
+        "--seeds", "--seed", type=seeds, metavar="S", help="3, 0-4 or 0-2,7; default: the line's, or 0"
+    )
+    parser.add_argument(
+        "--jobs", type=natural, default=1, metavar="N", help="runs at once, each on a GPU of its own"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands")
+    return parser.parse_known_args(argv)
+
+
+def seed_of(words):
+    """The seed that a line sets itself, 0 if it sets none."""
+    text = " ".join(words)
+    return (re.findall(r"(?:^| )--seed[= ](\d+)(?= |$)", text) or ["0"])[-1]
+
+
+def plan(args, extra):
+    """All runs, those of the first seed first."""
+    lines = list(config_lines(args.config))
+    if not lines:
+        raise ValueError(f"{args.config}: no run in it; want flags of learn_shapes.py, one run a line")
+    runs = []
+    for seed in args.seeds or [None]:
+        for number, (at, words, problem) in enumerate(lines, start=1):
+            name = (
+                f"{args.config.stem}-{number:02d}-seed{seed_of([*words, *extra]) if seed is None else seed}"
+            )
+            flags = [*words, *extra] + ([] if seed is None else [f"--seed={seed}"])
+            runs.append(
+                Run(name, args.logs / name, flags, problem and f"{args.config}, line {at}: {problem}")
+            )
+    return runs
+
+
+def mine(runs):
+    """The runs of this process: one of them as a task of a SLURM array, else all."""
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    if task is None:
+        return runs
+    if not 1 <= int(task) <= len(runs):
+        print(f"array task {task}: there are runs 1 to {len(runs)}, so nothing to do")
+        return []
+    last = os.environ.get("SLURM_ARRAY_TASK_MAX", task)
+    if task == os.environ.get("SLURM_ARRAY_TASK_MIN") and int(last) < len(runs):
+        print(f"array tasks end at {last} of {len(runs)} runs: the others want an array of their own")
+    return runs[int(task) - 1 : int(task)]
+
+
+def command(run, data):
+    """The words of a run's command: a line's words are data, no shell ever sees them."""
+    several = ["srun", "--kill-on-bad-exit=1"] if int(os.environ.get("SLURM_NTASKS", 1)) > 1 else []
+    program = [*several, sys.executable, str(HERE / "learn_shapes.py"), data, str(run.folder)]
+    return [*program, QUIET, *run.words, "--ckpt_path=last"]
+
+
+def gpus():
+    """What CUDA_VISIBLE_DEVICES may name, one each."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [str(i) for i, line in enumerate(listing.splitlines()) if line.startswith("GPU")]
+
+
+def environment(slot, jobs):
+    """Of the run in a slot: with several at once each has its GPU, and its share of the processor's cores."""
+    if jobs == 1:
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    variables = {"OMP_NUM_THREADS": str(max(cores // jobs, 1))} | dict(os.environ)
+    found = gpus()
+    if found:
+        variables["CUDA_VISIBLE_DEVICES"] = found[slot % len(found)]
+    return variables
+
+
+def follow_parent():
+    """In a new process: SIGTERM when its parent dies, where the system can (Linux)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def last_line(path):
+    """The last line of a log that says something."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 4096, 0))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else "it said nothing"
+
+
+class Sweep:
+    """Runs at most `jobs` at once; `bad`: how many did not end well, `stopped`: how many a signal ended."""
+
+    def __init__(self, runs, data, jobs):
+        self.waiting, self.data, self.jobs = list(runs), data, jobs
+        self.running = {}  # slot: Job
+        self.received, self.told, self.bad, self.stopped = None, set(), 0, 0
+
+    def receive(self, number, frame):
+        self.received = self.received or number
+
+    def go(self):
+        for number in SIGNALS:
+            signal.signal(number, self.receive)
+        while self.running or (self.waiting and not self.received):
+            free = [slot for slot in range(self.jobs) if slot not in self.running]
+            if free and self.waiting and not self.received:
+                self.start(free[0], self.waiting.pop(0))
+            else:
+                time.sleep(POLL_S)
+            for slot, job in list(self.running.items()):
+                if job.process.poll() is not None:
+                    self.end(self.running.pop(slot))
+                elif self.received and job.process.pid not in self.told:
+                    self.told.add(job.process.pid)
+                    print(f"{job.run.name}: {signal.Signals(self.received).name} passed on", flush=True)
+                    job.process.send_signal(self.received)
+
+    def start(self, slot, run):
+        reason, lock = run.problem, None
+        try:
+            reason = reason or self.check(run)
+            if reason is None:
+                run.folder.mkdir(parents=True, exist_ok=True)
+                lock = os.open(run.folder / ".lock", os.O_CREAT | os.O_RDWR)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                reason = self.check(run)  # it may have finished meanwhile
+        except BlockingIOError:
+            reason = "another process runs it"
+        except OSError as error:
+            reason = f"{error.strerror}: {error.filename or run.folder}"
+        if reason is not None:
+            if lock is not None:
+                os.close(lock)
+            self.bad += reason != "finished before"
+            print(
+                f"{run.name}: {reason}",
+                file=sys.stderr if reason != "finished before" else sys.stdout,
+                flush=True,
+            )
+            return
+        print(f"{run.name}: running; its output is in {run.folder / 'run.log'}", flush=True)
+        words = command(run, self.data)
+        with (run.folder / "run.log").open("a") as log:
+            print(f"$ {shlex.join(words)}", file=log, flush=True)
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(slot, self.jobs),
+                pass_fds=[lock],  # held for as long as the run lives, even if this process is killed
+                start_new_session=True,  # Ctrl-C comes from here, once
+                preexec_fn=follow_parent,
+            )
+        self.running[slot] = Job(run, process, lock, time.monotonic())
+
+    def check(self, run):
+        """Why a run need not, or must not, start; None if it shall."""
+        marker = run.folder / FINISHED
+        if not marker.exists():
+            return None
+        try:
+            kept = json.loads(marker.read_text())
+            before, data = kept["flags"], kept["data"]
+        except (ValueError, KeyError, TypeError):
+            return f"{marker} is damaged: delete it, and the run is looked at again"
+        if before != run.words or data != self.data:
+            other = shlex.join([data, *before])
+            return f"finished before with other words ({other}): take another LOGS, or delete {run.folder}"
+        return "finished before"
+
+    def end(self, job):
+        code, spent = job.process.returncode, time.monotonic() - job.started
+        try:
+            said = last_line(job.run.folder / "run.log")
+            if code == 0:
+                write_marker(job.run, self.data, spent)
+                print(f"{job.run.name}: finished in {spent:.0f} s; {said}", flush=True)
+        except OSError as error:
+            code, said = 1, f"{error.strerror}: {error.filename}"
+        os.close(job.lock)
+        if code == 0:
+            return
+        if self.received and (code in (-self.received, 128 + self.received)):
+            self.stopped += 1
+            print(f"{job.run.name}: stopped after {spent:.0f} s", flush=True)
+            return
+        self.bad += 1
+        ended = f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
+        print(f"{job.run.name}: failed ({ended}): {said}", file=sys.stderr, flush=True)
+
+
+def write_marker(run, data, seconds):
+    """finished.json, whole or not at all: the words of the run, and how long its last part took."""
+    partial = run.folder / f".{FINISHED}.{os.getpid()}"
+    content = {
+        "data": data,
+        "flags": run.words,
+        "seconds": round(seconds, 1),
+        "at": time.strftime("%F %T %z"),
+    }
+    with partial.open("w") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(run.folder / FINISHED)
+
+
+def requeue(folders):
+    """Asks SLURM to start this job again: the only place that does (learn_shapes.py turns Lightning's off).
+
+    Not for a cancelled job, nor for one that again and again reaches no checkpoint.  Returns what was done,
+    in words.
+    """
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    shown = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True)
+    state = (re.findall(r"\bJobState=(\w+)", shown.stdout) or ["unknown"])[0]
+    if state not in ("RUNNING", "TIMEOUT"):
+        return f"job {job} is {state}: not requeued; submitted again, it goes on"
+    saved = any(path for folder in folders for path in folder.glob("*/version_*/checkpoints/*.ckpt"))
+    if not saved and int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= RESTARTS:
+        return f"job {job} reached no checkpoint in {RESTARTS} restarts: not requeued; give it more --time"
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    return f"job {job} is {state}: " + (
+        f"not requeued: {done.stderr.strip()}" if done.returncode else "requeued"
+    )
+
+
+def main(argv=None):
+    """The command; returns its exit code."""
+    args, extra = parse(argv)
+    try:
+        runs = mine(plan(args, extra))
+    except OSError as error:
+        print(
+            f"sweep.sh: {args.config}: {error.strerror}; want a file such as config_snn.txt", file=sys.stderr
+        )
+        return 2
+    except ValueError as error:
+        print(f"sweep.sh: {error}", file=sys.stderr)
+        return 2
+    if args.dry_run:
+        for run in runs:
+            if run.problem:
+                print(f"{run.name}: {run.problem}", file=sys.stderr)
+            else:
+                print(shlex.join(command(run, args.data)))
+        return int(any(run.problem for run in runs))
+    sweep = Sweep(runs, args.data, args.jobs)
+    sweep.go()
+    if sweep.received and (sweep.stopped or sweep.waiting):
+        in_slurm = "SLURM_JOB_ID" in os.environ and sweep.received != signal.SIGINT
+        print(
+            requeue([run.folder for run in runs]) if in_slurm else "stopped; the same command goes on",
+            flush=True,
+        )
+        return 128 + sweep.received
+    return int(bool(sweep.bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Starts or stops a SLURM of one node on this machine's loopback address:  tests/slurm.sh start FOLDER | stop FOLDER
+# It needs root and the packages slurm-wlm and munge.  State and logs lie in FOLDER, the ports are 17817 and 17818;
+# /etc/slurm/slurm.conf points there unless there is one already.
+set -euo pipefail
+folder=$(mkdir -p "$2" && cd "$2" && pwd)
+host=$(hostname -s)
+
+start() {
+    for program in slurmctld slurmd munged; do
+        command -v $program >/dev/null || { echo "$program is missing: apt-get install slurm-wlm munge" >&2; exit 3; }
+    done
+    [ "$(id -u)" = 0 ] || { echo "starting SLURM needs root" >&2; exit 3; }
+    mkdir -p "$folder/state" "$folder/spool" /run/munge /etc/slurm
+    if ! munge -n >/dev/null 2>&1; then
+        chown -R munge: /run/munge /var/log/munge /etc/munge
+        runuser -u munge -- /usr/sbin/munged
+    fi
+    [ -e /etc/slurm/slurm.conf ] || ln -s "$folder/slurm.conf" /etc/slurm/slurm.conf # srun and slurmstepd look there
+    cat >"$folder/slurm.conf" <<CONF
+ClusterName=nrf
+SlurmctldHost=$host(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=cred_expire=5
+StateSaveLocation=$folder/state
+SlurmdSpoolDir=$folder/spool
+SlurmctldPidFile=$folder/slurmctld.pid
+SlurmdPidFile=$folder/slurmd.pid
+SlurmctldLogFile=$folder/slurmctld.log
+SlurmdLogFile=$folder/slurmd.log
+SlurmctldPort=${SLURM_TEST_PORT:-17817}
+SlurmdPort=$((${SLURM_TEST_PORT:-17817} + 1))
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+ReturnToService=2
+JobRequeue=1
+KillWait=30
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+SchedulerParameters=batch_sched_delay=0,sched_interval=1
+NodeName=$host NodeAddr=127.0.0.1 CPUs=4 RealMemory=1000 State=UNKNOWN
+PartitionName=debug Nodes=$host Default=YES MaxTime=INFINITE OverTimeLimit=0 State=UP
+CONF
+    export SLURM_CONF=$folder/slurm.conf
+    slurmctld -c
+    slurmd
+    for _ in $(seq 30); do
+        sinfo -h -o %t 2>/dev/null | grep -q idle && return
+        sleep 1
+    done
+    tail -n 20 "$folder"/*.log >&2
+    exit 1
+}
+
+stop() {
+    export SLURM_CONF=$folder/slurm.conf
+    scancel --full --signal=KILL --state=RUNNING --user="$(id -un)" 2>/dev/null || true
+    for daemon in slurmd slurmctld; do
+        [ ! -e "$folder/$daemon.pid" ] || kill "$(cat "$folder/$daemon.pid")" 2>/dev/null || true
+    done
+    [ "$(readlink /etc/slurm/slurm.conf)" != "$folder/slurm.conf" ] || rm /etc/slurm/slurm.conf
+}
+
+case $1 in
+    start | stop) "$1" ;;
+    *) echo "usage: $0 start|stop FOLDER" >&2; exit 2 ;;
+esac
