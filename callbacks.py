@@ -24,10 +24,11 @@ class Published(Callback):
         self.log_root, self.name = Path(log_root), name
         self.csv = self.log_root / f"{name}_{Path(data_root).name}.csv"
         self.best_error_px = math.inf
+        self.error_px = None  # of the last validation, until training goes on: a checkpoint's own error
         self.complained = False
 
     def state_dict(self):
-        return {"best_error_px": self.best_error_px}
+        return {"best_error_px": self.best_error_px, "error_px": self.error_px}
 
     def load_state_dict(self, state):
         self.best_error_px = state["best_error_px"]
@@ -40,13 +41,14 @@ class Published(Callback):
 
     def on_validation_end(self, trainer, model):
         if trainer.is_global_zero and not trainer.sanity_checking:
-            self.best_error_px = min(self.best_error_px, trainer.callback_metrics["val/error_px"].item())
+            self.error_px = trainer.callback_metrics["val/error_px"].item()
+            self.best_error_px = min(self.best_error_px, self.error_px)
             norm = trainer.callback_metrics["val/norm"].item()
             with self.csv.open("a") as file:
                 file.write(f"{trainer.global_step},{norm:.10f},{trainer.logger.version}\n")
 
     def on_train_batch_start(self, trainer, model, batch, batch_idx):
-        step = trainer.global_step
+        step, self.error_px = trainer.global_step, None
         if step % PICTURE_EVERY or not trainer.is_global_zero:
             return
         # channels that share weights share copies and pictures

@@ -4,15 +4,18 @@ The parser, the run name, the log and `config_*.txt` all walk the fields of `Con
 choices that differ from the published program: FIDELITY 20-22.
 """
 
+import argparse
 import dataclasses
 import difflib
 import re
 import shlex
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jsonargparse
+import shtab
 
 LEAST = {
     **dict.fromkeys(("timesteps", "stack_frames", "batch_size", "n_classes"), 1),
@@ -168,20 +171,39 @@ def read_config_lines(path):
     return runs
 
 
-class Help(jsonargparse.DefaultHelpFormatter):
-    """Types and defaults behind each help; where choices stand already, no type."""
+def version():
+    """This project's version, as pyproject.toml states it."""
+    text = Path(__file__).with_name("pyproject.toml").read_text()
+    return re.search(r'^version = "(.+)"$', text, re.MULTILINE)[1]
+
+
+class Help(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+    """Short names of values, the default behind each flag, indented lines of a description as they are."""
+
+    def _fill_text(self, text, width, indent):
+        parts = text.strip().split("\n\n")
+        return "\n\n".join(part if part[0] == " " else textwrap.fill(part, width) for part in parts)
+
+    def _get_default_metavar_for_optional(self, action):
+        return action.dest.rsplit("_", 1)[-1].upper()
 
     def _get_help_string(self, action):
-        text = super()._get_help_string(action)
-        named = isinstance(action.type, type) or not callable(action.type)
-        return text if named else text.replace("type: %(type)s, ", "")
+        text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``", r"\1", action.help or "")  # Lightning's marks
+        default, unsaid = action.default, (None, argparse.SUPPRESS, "==SUPPRESS==")
+        if not action.option_strings or "default:" in text.lower() or default is False or default in unsaid:
+            return text
+        default = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
+        return f"{text} (default: {default})"
 
 
 class CommandLine(jsonargparse.ArgumentParser):
-    """Errors in one line: what, and what was wanted; exit code 2."""
+    """What all commands have in common: --help in one style, --version, --print-completion, and errors in one
+    line (what, and what was wanted) with exit code 2."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, formatter_class=Help, **kwargs)
+        super().__init__(*args, **{"formatter_class": Help, "version": version()} | kwargs)
+        shtab.add_argument_to(self, help="print what completes this command's flags in a shell")
+        self._option_string_actions["--print-completion"].default = argparse.SUPPRESS  # no flag of a run
 
     def error(self, message, ex=None):
         text = " ".join(str(message).split())

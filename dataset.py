@@ -294,10 +294,10 @@ def dense_frames(batch, resolution, timesteps, stack_frames=1, sum_frames=0):
     frames = torch.zeros(2 * window * B * cells, dtype=torch.uint8, device=events.device)
     frames[((events // cells).long() * B + sample) * cells + events % cells] = 1
     frames = frames.view(2 * window, B, 2, H, W)
-    return tuple(_stack(half, stack_frames, sum_frames) for half in (frames[:window], frames[window:]))
+    return tuple(stacked(half, stack_frames, sum_frames) for half in (frames[:window], frames[window:]))
 
 
-def _stack(frames, stack_frames, sum_frames):
+def stacked(frames, stack_frames, sum_frames):
     if stack_frames == 1:
         return frames
     steps = len(frames) - stack_frames + 1

@@ -1,22 +1,23 @@
 """Train leaky integrators to follow a circle in events, once from receptive fields and once from noise.
 
-make demo,  or  python3 demo.py [--seed 0] [--out demo]:  renders a small data set, trains twice, prints the
-errors in pixels and writes pictures and a video to the folder `demo`.  A few minutes on two cores, no GPU.
+    make demo,  or  python3 demo.py [--seed 0] [--out demo]
+
+renders a small data set, trains twice, evaluates both networks, and films the better one; pictures and the
+film go to the folder `demo`.  A few minutes on two cores, no GPU.
 """
 
-import argparse
 import csv
 import sys
 from pathlib import Path
 
-import torch
-
+import evaluate
 import generate_data
 import learn_shapes
-from coordinates import unit_to_pixel
-from dataset import ShapeDataset, read_recording
-from films import track_gif
+import track
+from config import CommandLine
+from dataset import ShapeDataset, recordings
 from receptive_fields import KERNEL_SIZES, spatial_kernels, spatial_parameters
+from results import tables
 from visualization import kernel_bank, learning_curves
 
 RENDERING = "--generator clean --shapes circle --resolution 48 48 --scales 18 --velocities 0.5 --frames 128"
@@ -32,15 +33,8 @@ TRAINING = (
 SCHEMES = {"receptive fields": "rf", "uniform": "uniform"}
 
 
-def centre_error_px(data):
-    """The error in pixels of always guessing the centre of the field, over all windows of a ShapeDataset."""
-    labels_px = torch.stack([data[i].labels for i in range(len(data))])
-    return torch.linalg.vector_norm(labels_px - torch.tensor(data.resolution) / 2, dim=-1).mean().item()
-
-
 def train(scheme, data_root, logs, seed):
-    """Train with this initialisation; returns the checkpoint's path, its error in pixels, and (epochs,
-    errors)."""
+    """Train with this initialisation; returns the best checkpoint's path, and (epochs, errors in pixels)."""
     flags = f"{TRAINING} --init_scheme_spatial {scheme} --init_scheme_temporal {scheme} --seed {seed}"
     trainer = learn_shapes.train(learn_shapes.parse([str(data_root), str(logs), *flags.split()]))
     published = next(c for c in trainer.callbacks if isinstance(c, learn_shapes.Published))
@@ -48,28 +42,15 @@ def train(scheme, data_root, logs, seed):
     norms = [float(norm) for _, norm, v in csv.reader(published.csv.open()) if v == version]
     to_px = ShapeDataset(data_root, split="val", timesteps=TIMESTEPS).resolution[0] / 2
     curve = range(1, len(norms) + 1), [norm * to_px for norm in norms]
-    return trainer.checkpoint_callback.best_model_path, published.best_error_px, curve
+    return trainer.checkpoint_callback.best_model_path, curve
 
 
-def follow(model, recording):
-    """The model on a whole recording, from rest: frames (T, 2, H, W), positions in pixels and heat maps."""
-    frames = torch.zeros(recording.shape, dtype=torch.uint8)
-    frames[tuple(recording.events.T)] = 1
-    model.eval()
-    with torch.no_grad():
-        tracking = model(frames[:, None])  # T 1 2 H W
-    predicted_px = unit_to_pixel(tracking.coordinates, recording.shape[2:])
-    return frames, predicted_px[:, 0], tracking.heatmaps[:, 0]
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of data and training (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to (default: demo)")
-    arguments = parser.parse_args()
-    out, seed = arguments.out, arguments.seed
+def main(argv=None):
+    parser = CommandLine(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="seed of data and training")
+    parser.add_argument("--out", default="demo", help="folder to write to")
+    arguments = parser.parse_args(argv)
+    out, seed = Path(arguments.out), arguments.seed
 
     rows = spatial_parameters(*BANK.values())
     out.mkdir(parents=True, exist_ok=True)
@@ -78,30 +59,28 @@ def main():
     data_root = out / f"data-{seed}"
     code = generate_data.main([str(RECORDINGS), str(data_root), *RENDERING.split(), "--seed", str(seed)])
     if code:
-        sys.exit(code)
-    data = ShapeDataset(data_root, split="val", timesteps=TIMESTEPS, network_delay=DELAY)
-    results = {name: train(scheme, data_root, out / "logs", seed) for name, scheme in SCHEMES.items()}
-    centre_px = centre_error_px(data)
-    learning_curves({name: curve for name, (*_, curve) in results.items()}, out / "learning.png", centre_px)
+        return code
+    runs = {name: train(scheme, data_root, out / "logs", seed) for name, scheme in SCHEMES.items()}
+    checkpoints = [checkpoint for checkpoint, _ in runs.values()]
 
-    checkpoint, best_px, _ = min(results.values(), key=lambda result: result[1])
-    model = learn_shapes.ShapesModel.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    recording = read_recording(data.files[0])
-    frames, predicted_px, heatmaps = follow(model, recording)
-    track_gif(
-        out / "track.gif",
-        frames[:-DELAY].numpy(),
-        recording.labels[DELAY:].numpy(),
-        predicted_px[:-DELAY].numpy(),
-        heatmaps[:-DELAY].numpy(),
-        title="Leaky integrators follow a circle",
+    parsed = evaluate.command_line().parse_args(
+        [str(data_root), *checkpoints, "--out", str(out / "errors"), "--device", "cpu"]
     )
-    print("\nerror in pixels")
-    print(f"  always the centre   {centre_px:6.2f}")
-    for name, (_, error_px, _) in results.items():
-        print(f"  {name:<18}  {error_px:6.2f}   {centre_px / error_px:.1f} x better")
-    print(f"see {out}/track.gif, {out}/kernels.png, {out}/learning.png; tensorboard --logdir {out}/logs")
+    results = evaluate.run(parsed)
+    errors_px = {result.network: result.errors["all", "all"].mean for result in results}
+    learning_curves(
+        {name: curve for name, (_, curve) in runs.items()}, out / "learning.png", errors_px[evaluate.CENTRE]
+    )
+    print("\n" + tables(results, f"{data_root}: errors in pixels on recordings not trained on") + "\n")
+
+    best = min(results[: len(runs)], key=lambda result: result.errors["all", "all"].mean)
+    recording = recordings(data_root, "val")[0]
+    code = track.main(
+        [str(best.checkpoint), str(recording), "--out", str(out / "track.gif"), "--device", "cpu"]
+    )
+    print(f"see {out}/kernels.png, learning.png, errors/, track.gif; tensorboard --logdir {out}/logs")
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

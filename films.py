@@ -33,13 +33,27 @@ def track_gif(path, frames, true_px, predicted_px, heatmaps=None, fps=20, trail=
     """
     frames = np.asarray(frames) > 0
     true_px, predicted_px = np.asarray(true_px, float), np.asarray(predicted_px, float)
-    _check_track(path, frames, true_px, predicted_px, heatmaps, fps)
+    check_film(path, fps)
+    _check_track(frames, true_px, predicted_px, heatmaps)
+    pictures = _pictures(frames, true_px, predicted_px, heatmaps, trail, title)
+    with whole_file(path) as partial:
+        if partial.suffix == ".mp4":
+            with imageio.imopen(partial, "w", plugin="FFMPEG") as film:
+                film.write(list(pictures), fps=fps, macro_block_size=2)
+        else:
+            palette = _palette()
+            images = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in pictures)
+            next(images).save(
+                partial, save_all=True, append_images=images, duration=round(100 / fps) * 10, loop=0
+            )
+
+
+def _pictures(frames, true_px, predicted_px, heatmaps, trail, title):
     T, _, H, W = frames.shape
     zoom = max(1, round(480 / max(H, W)))
     stage, corner = _stage(W * zoom, H * zoom, title)
     distances_px = np.linalg.norm(predicted_px - true_px, axis=-1).mean(-1)
     name = "error" if true_px.shape[1] == 1 else "mean error"
-    pictures = []
     for t in range(T):
         recent = slice(max(0, t - trail), t + 1)
         paper = _paper(frames[t], None if heatmaps is None else heatmaps[t])
@@ -47,25 +61,56 @@ def track_gif(path, frames, true_px, predicted_px, heatmaps=None, fps=20, trail=
         picture.paste(_field(paper, true_px[recent], predicted_px[recent], FINE * zoom), corner)
         draw, y = ImageDraw.Draw(picture), picture.height - 42 * FINE
         draw.text((MARGIN * FINE, y), f"frame {t + 1} / {T}", BLACK, font(16 * FINE), "lm")
-        error = f"{name} {distances_px[t]:.1f} px"
-        draw.text((picture.width - MARGIN * FINE, y), error, BLACK, font(16 * FINE), "rm")
-        pictures.append(picture.reduce(FINE))
-    with whole_file(path) as partial:
-        if partial.suffix == ".mp4":
-            imageio.imwrite(partial, np.stack(pictures), plugin="FFMPEG", fps=fps, macro_block_size=2)
-        else:
-            palette = _palette()
-            first, *others = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in pictures)
-            first.save(partial, save_all=True, append_images=others, duration=round(100 / fps) * 10, loop=0)
+        if np.isfinite(distances_px[t]):
+            error = f"{name} {distances_px[t]:.1f} px"
+            draw.text((picture.width - MARGIN * FINE, y), error, BLACK, font(16 * FINE), "rm")
+        yield picture.reduce(FINE)
 
-def _check_track(path, frames, true_px, predicted_px, heatmaps, fps):
-    suffix, T = Path(path).suffix, len(frames)
+
+def terminal_picture(frame, true_px, predicted_px, heatmap, size):
+    """The field as text for a terminal of `size` (columns, lines) in 24-bit colours, two pixels a character.
+
+    frame: (2, H, W) events.  true_px, predicted_px: (N, 2), black and purple crosses, left out where they
+    are not finite.  heatmap: (N, h, w) or None.  The field is made to fit; a place has the events that fall
+    on it.
+    """
+    _, H, W = frame.shape
+    columns, lines = size
+    h, w = (max(1, int(n * min(2 * lines / H, columns / W, 1))) for n in (H, W))
+    h += h % 2
+    small = np.zeros((2, h, w), bool)
+    p, row, column = np.nonzero(frame)
+    small[p, row * h // H, column * w // W] = True
+    paper = _paper(small.astype(int), heatmap).copy()
+    for positions_px, colour in ((true_px, BLACK), (predicted_px, PURPLE)):
+        for position in positions_px[np.isfinite(positions_px).all(-1)]:
+            i, j = (
+                int(np.clip(x * n / N, 0, n - 1)) for x, n, N in zip(position, (h, w), (H, W), strict=True)
+            )
+            paper[max(i - 1, 0) : i + 2, j] = paper[i, max(j - 1, 0) : j + 2] = colour
+    lines = (
+        "".join(
+            "\x1b[38;2;{};{};{};48;2;{};{};{}m\u2580".format(*above, *below)
+            for above, below in zip(*pair, strict=True)
+        )
+        for pair in paper.reshape(h // 2, 2, w, 3)
+    )
+    return "\x1b[0m\n".join(lines) + "\x1b[0m"
+
+
+def check_film(path, fps):
+    """ValueError for a film's name or rate that cannot be."""
+    suffix = Path(path).suffix
     if suffix not in (".gif", ".mp4"):
         raise ValueError(f"{path}: want a name that ends in .gif or .mp4")
     if suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise ValueError(f"{path}: .mp4 needs the package imageio-ffmpeg; install it or write a .gif")
+        raise ValueError(f"{path}: .mp4 needs a package, pip install imageio-ffmpeg; or write a .gif")
     if not FPS[0] <= fps <= FPS[1]:
         raise ValueError(f"fps {fps}: want {FPS[0]} to {FPS[1]}")
+
+
+def _check_track(frames, true_px, predicted_px, heatmaps):
+    T = len(frames)
     if frames.ndim != 4 or frames.shape[1] != 2 or not frames.size:
         raise ValueError(f"frames: want (T, 2, H, W), got {frames.shape}")
     if true_px.ndim != 3 or true_px.shape[::2] != (T, 2) or not true_px.size:

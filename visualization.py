@@ -13,7 +13,8 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 
 GOLDEN_RATIO = 1.618  # kernels per row over kernels per column, about
@@ -145,6 +146,90 @@ def learning_curves(curves, path, baseline=None, ylabel="error in pixels"):
     axes.legend(frameon=False)
     with whole_file(path) as partial:
         figure.savefig(partial, format="png")
+
+
+def error_boxes(panels, path):
+    """Errors in pixels as the paper's box plot, a PNG at `path`, one panel per data set.
+
+    panels: {title: [(network, initialisation, errors, published), ...]}.  errors: a dict of p5, q1, median,
+    q3, p95 (whiskers reach p5 and p95), or a list of numbers, drawn as points around their box.  published:
+    the published median or None, drawn as a diamond.  An initialisation of None is a baseline: a dashed line.
+    ValueError without panels.
+    """
+    if not panels:
+        raise ValueError("box plot: want at least one panel, got none")
+    widths = [max(2, len({box[0] for box in boxes if box[1] is not None})) for boxes in panels.values()]
+    figure = Figure(figsize=(1.6 + 1.5 * sum(widths), 4.6), dpi=150, layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
+    inits = list(dict.fromkeys(box[1] for boxes in panels.values() for box in boxes if box[1] is not None))
+    inits.sort(key=lambda name: (name != "rf", name != "uniform", name))
+    for axes, (title, boxes) in zip(grid, panels.items(), strict=True):
+        networks = list(dict.fromkeys(network for network, init, *_ in boxes if init is not None))
+        for network, init, errors, published in boxes:
+            if init is None:
+                _baseline(axes, network, errors)
+                continue
+            i, width = inits.index(init), 0.72 / len(inits)
+            x = networks.index(network) + (i - (len(inits) - 1) / 2) * width
+            _box(axes, x, width * 0.8, errors, CYCLE[i % len(CYCLE)])
+            if published is not None:
+                axes.plot(x, published, "D", color="black", markersize=6, markerfacecolor="white", zorder=4)
+        axes.set(title=title, yscale="log", xlim=(-0.6, max(len(networks), 1) - 0.4))
+        axes.set_xticks(range(len(networks)), networks)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.9")
+        axes.set_axisbelow(True)
+        axes.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    grid[0].set_ylabel("error in pixels")
+    handles = [Line2D([], [], color=CYCLE[i % len(CYCLE)], linewidth=6, label=n) for i, n in enumerate(inits)]
+    if any(published is not None for boxes in panels.values() for *_, published in boxes):
+        look = {"marker": "D", "color": "black", "markerfacecolor": "white", "linestyle": ""}
+        handles.append(Line2D([], [], **look, label="published median"))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def _box(axes, x, width, errors, colour):
+    points = []
+    if not isinstance(errors, dict):
+        points = [error for error in errors if math.isfinite(error)]
+        if not points:
+            return
+        names = ("p5", "q1", "median", "q3", "p95")
+        errors = dict(zip(names, np.quantile(points, (0, 0.25, 0.5, 0.75, 1)), strict=True))
+    stats = {"med": errors["median"], "q1": errors["q1"], "q3": errors["q3"]}
+    stats |= {"whislo": errors["p5"], "whishi": errors["p95"], "fliers": []}
+    axes.bxp(
+        [stats],
+        positions=[x],
+        widths=width,
+        patch_artist=True,
+        manage_ticks=False,
+        boxprops={"facecolor": colour, "alpha": 0.55, "edgecolor": colour},
+        medianprops={"color": "black", "linewidth": 1.6},
+        whiskerprops={"color": colour},
+        capprops={"color": colour},
+    )
+    axes.plot([x] * len(points), points, "o", color=colour, markersize=3.5, zorder=3)
+
+
+def _baseline(axes, name, errors):
+    height = errors["median"] if isinstance(errors, dict) else np.median(errors)
+    axes.axhline(height, color="0.45", linestyle="--", linewidth=1)
+    axes.text(
+        0.99,
+        height,
+        name,
+        color="0.35",
+        fontsize=8,
+        ha="right",
+        va="bottom",
+        transform=axes.get_yaxis_transform(),
+    )
 
 
 def _checked(kernels):

@@ -283,7 +283,7 @@ def test_a_track_that_does_not_fit_is_refused(tmp_path, change, message):
 
 def test_a_film_needs_its_package(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"\.mp4 needs the package imageio-ffmpeg"):
+    with pytest.raises(ValueError, match=r"\.mp4 needs a package, pip install imageio-ffmpeg"):
         track_gif(tmp_path / "track.mp4", *track())
 
 

@@ -1,0 +1,219 @@
+"""Errors in pixels, as results: summed up in bounded memory, named as in the paper, laid out as tables.
+
+Source of the names and medians: the paper's figure of errors (spatial scaling, temporal scaling).
+"""
+
+import dataclasses
+import html
+import math
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+
+RESOLUTION = 1e-3  # of quantiles, relative
+SMALLEST_PX = 1e-9  # smaller errors count as this one, in quantiles
+INITIALISATIONS = ("rf", "uniform")
+TABLES = {"size": "pixels", "velocity": "as rendered", "folder": "", "shape": "", "time": "ms since warm-up"}
+TIMES = 5  # columns of the table over time
+NETWORKS = ("ReLU-SF", "ReLU-MF", "LI", "LIF")  # in the paper's order; single frame, multiple frames
+# medians in pixels by data set, network, initialisation: read off the published figure, +-0.3
+PUBLISHED_PX = {
+    data: {
+        network: dict(zip(INITIALISATIONS, pair, strict=True))
+        for network, pair in zip(NETWORKS, pairs, strict=True)
+    }
+    for data, pairs in {
+        "spatial": ((26.1, 27.3), (7.5, 8.3), (1.1, 1.8), (4.0, 5.0)),
+        "temporal": ((31.6, 34.3), (14.1, 20.3), (3.7, 4.9), (13.2, 15.2)),
+    }.items()
+}
+
+
+def network_name(settings):
+    """The paper's name for the network of these settings (a mapping that has net and stack_frames)."""
+    if settings["net"] == "ann":
+        return "ReLU-SF" if settings["stack_frames"] == 1 else "ReLU-MF"
+    return settings["net"].upper()
+
+
+def initialisation_name(settings):
+    """rf, uniform, or space-time where the two differ."""
+    space, time = settings["init_scheme_spatial"], settings["init_scheme_temporal"]
+    return space if space == time or settings["net"] == "ann" else f"{space}-{time}"
+
+
+def published_set(name):
+    """Which of the paper's data sets a folder of this name holds: spatial, temporal, or None."""
+    found = [data for data in PUBLISHED_PX if data in name.lower()]
+    return found[0] if len(found) == 1 else None
+
+
+class Spread:
+    """Mean and quantiles of a stream of errors, in memory that does not grow with it.
+
+    The mean is exact; a quantile is numpy's (linear between neighbours) to a relative RESOLUTION, from counts
+    in bins whose borders form a geometric series.  Source: DDSketch, Masson, Rim and Lee 2019.
+    """
+
+    def __init__(self):
+        self.n, self.total, self.bins = 0, 0.0, Counter()
+
+    def add(self, errors):
+        """Take in an array of errors of any shape, all of them 0 or more. ValueError for others."""
+        errors = np.asarray(errors, np.float64).ravel()
+        if not (np.isfinite(errors) & (errors >= 0)).all():
+            raise ValueError("errors: want finite values of 0 or more")
+        self.n += errors.size
+        self.total += errors.sum()
+        bins = np.rint(np.log(np.maximum(errors, SMALLEST_PX)) / math.log1p(RESOLUTION)).astype(int)
+        for bin_, count in zip(*np.unique(bins, return_counts=True), strict=True):
+            self.bins[int(bin_)] += int(count)
+
+    def __add__(self, other):
+        both = Spread()
+        both.n, both.total = self.n + other.n, self.total + other.total
+        both.bins = self.bins + other.bins
+        return both
+
+    @property
+    def mean(self):
+        return self.total / self.n if self.n else math.nan
+
+    def quantile(self, q):
+        """The q-quantile, q in [0, 1]; NaN of nothing."""
+        if not self.n:
+            return math.nan
+        bins = sorted(self.bins)
+        last = np.cumsum([self.bins[bin_] for bin_ in bins]) - 1  # rank of the last error of each bin
+        rank = q * (self.n - 1)
+        low, high = (
+            (1 + RESOLUTION) ** bins[np.searchsorted(last, neighbour)]
+            for neighbour in (math.floor(rank), math.ceil(rank))
+        )
+        return low + (rank - math.floor(rank)) * (high - low)
+
+    def summary(self):
+        """n, mean and the quantiles that a box plot shows, as a dict."""
+        quantiles = {"p5": 0.05, "q1": 0.25, "median": 0.5, "q3": 0.75, "p95": 0.95}
+        return {"n": self.n, "mean": self.mean} | {k: self.quantile(q) for k, q in quantiles.items()}
+
+
+@dataclasses.dataclass
+class Result:
+    """Errors of one checkpoint, or of one baseline (initialisation, seed and checkpoint are None)."""
+
+    network: str
+    initialisation: str | None = None
+    seed: int | None = None
+    checkpoint: Path | None = None
+    trained_px: float | None = None
+    settings: dict = dataclasses.field(default_factory=dict)
+    errors: dict = dataclasses.field(default_factory=lambda: defaultdict(Spread))  # by (table, column)
+
+    def add(self, errors_px, conditions, shapes):
+        """Take in errors (T, B, N) of B windows, recorded under `conditions`, of N `shapes`."""
+        per_window = errors_px.mean((0, 2))
+        self.errors["all", "all"].add(per_window)
+        for table in conditions[0]:
+            columns = [condition[table] for condition in conditions]
+            for column in set(columns):
+                rows = [b for b, other in enumerate(columns) if other == column]
+                self.errors[table, column].add(per_window[rows])
+        for shape, errors in zip(shapes, errors_px.mean(0).T, strict=True):
+            self.errors["shape", shape].add(errors)
+        for step, errors in enumerate(errors_px.mean(2), start=1):
+            self.errors["time", step].add(errors)
+
+
+def mean_and_deviation(values):
+    """Mean and standard deviation (n - 1) of some numbers; the deviation of a single one is NaN."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def cell(value, digits=2):
+    """A table's cell: floats to `digits`, nothing for None and NaN."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def markdown_table(header, rows):
+    """A Markdown table, its columns aligned; cells as `cell` writes them."""
+    lines = [[cell(value).replace("|", "\\|") for value in line] for line in (header, *rows)]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def html_table(header, rows):
+    """The same table in HTML."""
+    head, *body = (
+        "<tr>" + "".join(f"<{tag}>{html.escape(cell(value))}</{tag}>" for value in line) + "</tr>"
+        for tag, line in (("th", header), *(("td", row) for row in rows))
+    )
+    return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def grouped(results):
+    """Results by network and initialisation: {(network, initialisation): [Result, ...]}, sorted as given."""
+    groups = defaultdict(list)
+    for result in results:
+        groups[result.network, result.initialisation].append(result)
+    return dict(groups)
+
+
+def differences(group):
+    """Names of the settings in which a group's checkpoints differ, other than the seed; and whether two have
+    the same seed."""
+    names = {name for result in group for name in result.settings} - {"seed"}
+    differ = sorted(n for n in names if len({repr(result.settings.get(n)) for result in group}) > 1)
+    seeds = [result.seed for result in group]
+    return differ + (["seed, which two have in common"] if len(set(seeds)) < len(seeds) else [])
+
+
+def tables(results, title):
+    """The Markdown that the command prints."""
+    groups = grouped(results)
+    header = ["network", "initialisation", "checkpoints", "mean", "+-", "quarter", "median", "three quarters"]
+    rows, notes = [], []
+    for (network, initialisation), group in groups.items():
+        mean, deviation = mean_and_deviation([result.errors["all", "all"].mean for result in group])
+        spread = pooled(group, ("all", "all"))
+        count = len(group) if initialisation else None
+        quartiles = [spread.quantile(q) for q in (0.25, 0.5, 0.75)]
+        rows.append([network, initialisation, count, mean, deviation, *quartiles])
+        if len(group) > 1 and (differ := differences(group)):
+            notes.append(
+                f"\n{network}, {initialisation}: not only seeds differ, but also {', '.join(differ)}"
+            )
+    parts = [f"## {title}", markdown_table(header, rows), *notes]
+    for table, unit in TABLES.items():
+        columns = sorted(
+            {c for r in results for t, c in r.errors if t == table}, key=lambda c: (str(type(c)), c)
+        )
+        if table == "time" and len(columns) > TIMES:
+            columns = [columns[round(k * (len(columns) - 1) / (TIMES - 1))] for k in range(TIMES)]
+        if len(columns) > 1:
+            lines = [
+                [*names, *(pooled(group, (table, column)).mean for column in columns)]
+                for names, group in groups.items()
+            ]
+            header = [
+                "network",
+                "initialisation",
+                *(f"{c:g}" if isinstance(c, float) else c for c in columns),
+            ]
+            parts += [f"\n### By {table}{f', {unit}' if unit else ''}", markdown_table(header, lines)]
+    lines = [
+        [r.checkpoint, r.seed, r.errors["all", "all"].mean, r.trained_px] for r in results if r.checkpoint
+    ]
+    parts += ["\n### By checkpoint", markdown_table(["checkpoint", "seed", "mean", "when saved"], lines)]
+    return "\n".join(parts)
+
+
+def pooled(group, key):
+    return sum((result.errors[key] for result in group if key in result.errors), Spread())
