@@ -81,7 +81,12 @@ class Config:
     batch_normalization: int = flag(0, "normalise each convolution's input, per time step")
     coordinate: str = option("dsntli", "heat map to position", ("dsnt", "dsntli", "pixel"))
     rectification: str = option("softmax", "rectifier of the heat maps", ("softmax", "relu", "id", "sigmoid"))
-    receptive_fields: str = option("published", "family of receptive fields", ("published", "norse-1.1.0"))
+    receptive_fields: str = option(
+        "published", "family of receptive fields", ("published", "norse-1.1.0", "exact")
+    )
+    train_receptive_fields: int = flag(
+        0, "train deviations, angles and amplitudes of exact fields instead of every weight"
+    )
     init_scheme_spatial: str = option(
         "rf", "initial convolutions: receptive fields or uniform noise", ("rf", "uniform")
     )
@@ -123,6 +128,9 @@ class Config:
         for name, least in LEAST.items():
             if not getattr(self, name) >= least:  # NaN is refused too
                 raise ValueError(f"{name} {getattr(self, name)}: want at least {least}")
+        start = self.receptive_fields, self.init_scheme_spatial
+        if self.train_receptive_fields and start != ("exact", "rf"):
+            raise ValueError("train_receptive_fields 1: want receptive_fields exact, init_scheme_spatial rf")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: want 0 or more and below 1")
 

@@ -1,24 +1,32 @@
 """The theory over space: covariance matrices, affine Gaussian kernels, their directional derivatives, banks.
 
 A field is a row (variance, angle_rad, ratio, dx, dy): the Gaussian of covariance `covariance_matrix(...)`,
-derived dx times along the direction `angle_rad` and dy times across it.  A bank is a set of rows; its
-kernels are built in float64 and cast last.  Source: paper, Methods (spatial receptive fields); FIDELITY 1-4.
-"""
+derived dx times along the direction `angle_rad` and dy times across it.  A bank is a set of rows; its kernels
+are built in float64 and cast last.  The families "published" and "norse-1.1.0" are built here, as those
+systems do; "exact" are the fields of `affine_gaussian.py`. Source: paper, Methods (spatial receptive fields);
+FIDELITY 1-4, 50-52. """
 
 import itertools
 import math
 
 import torch
 
+from affine_gaussian import affine_kernels, field_from_axes
+
 KERNEL_SIZES = (9, 7, 5)  # pixels, of layers 1, 2, 3
 DERIVATIVES = ((0, 0), (1, 0), (0, 1), (1, 1))  # orders along and across the direction of a field
 DOMAIN = 6.0  # a kernel of any size covers [-6, 6]^2: sigma shrinks in taps from layer to layer (FIDELITY 2)
-FAMILIES = ("published", "norse-1.1.0")
+FAMILIES = ("published", "norse-1.1.0", "exact")
+SMALLEST_SIGMA = 0.4  # pixels, of the short axis of an exact field of variance 1
+DEVIATIONS = 6  # size of a kernel over the long axis's deviation of an exact field of variance 8
 COLUMNS = ("variance", "angle_rad", "ratio", "dx", "dy")
 
 
-def spatial_angles(n_angles):
-    """Directions of a bank in radians, float32 (n_angles,): evenly from 0 to 2 pi - pi / n."""
+def spatial_angles(n_angles, family="published"):
+    """Directions of a bank in radians, float32 (n_angles,): evenly from 0 to 2 pi - pi / n, as published;
+    exact ones evenly over the half turn behind which a field repeats."""
+    if family == "exact":
+        return torch.arange(n_angles) * (math.pi / n_angles)
     return torch.linspace(0, 2 * math.pi - math.pi / n_angles, n_angles)
 
 
@@ -26,11 +34,10 @@ def spatial_parameters(n_scales=4, n_angles=4, n_ratios=3, n_angles_grow=0, fami
     """Rows of the bank, float32 (N, 5), columns `COLUMNS`, in the published order.
 
     Variances 2^0 .. 2^(n_scales-1); ratios sqrt(1.5)^0 .. sqrt(1.5)^(n_ratios-1).  First the elongated
-    fields, then the round ones (ratio 1): these for the first angle only ("published": 144 rows of the
-    paper's 4, 4, 3), or repeated for every angle ("norse-1.1.0": 192 rows; FIDELITY 1).  n_angles_grow > 0
-    adds to the i-th ratio fields at n_angles + i * n_angles_grow angles and, as published, sorts the rows.
-    ValueError for counts below 1.
-    """
+    fields, then the round ones (ratio 1): these for the first angle only ("published", "exact": 144 rows of
+    the paper's 4, 4, 3), or repeated for every angle ("norse-1.1.0": 192 rows; FIDELITY 1).  n_angles_grow >
+    0 adds to the i-th ratio fields at n_angles + i * n_angles_grow angles and, as published, sorts the rows.
+    ValueError for counts below 1. """
     if family not in FAMILIES:
         raise ValueError(f"receptive fields {family!r}: want one of {', '.join(FAMILIES)}")
     if min(n_scales, n_angles, n_ratios) < 1 or n_angles_grow < 0:
@@ -40,12 +47,13 @@ def spatial_parameters(n_scales=4, n_angles=4, n_ratios=3, n_angles_grow=0, fami
         )
     variances = 2.0 ** torch.arange(n_scales)
     ratios = torch.sqrt(1.5 ** torch.arange(n_ratios))
-    angles = spatial_angles(n_angles)
+    angles = spatial_angles(n_angles, family)
     fields = list(itertools.product(variances, angles, ratios[1:]))
     fields += itertools.product(variances, angles if family == "norse-1.1.0" else angles[:1], ratios[:1])
     if n_angles_grow:
         for i, ratio in enumerate(ratios[1:], start=1):
-            fields += itertools.product(variances, spatial_angles(n_angles + i * n_angles_grow), [ratio])
+            grown = spatial_angles(n_angles + i * n_angles_grow, family)
+            fields += itertools.product(variances, grown, [ratio])
     rows = torch.tensor([[*field, *order] for field in fields for order in DERIVATIVES])
     return rows.unique(dim=0) if n_angles_grow else rows
 
@@ -76,9 +84,31 @@ def gaussian_kernels(covariance, size, domain=DOMAIN):
     return density / density.sum((-2, -1), keepdim=True)
 
 
-def spatial_kernels(rows, size, family="published", dtype=torch.float32):
-    """The bank: kernels (N, size, size) of `rows` (N, 5), as the published system builds them.
+def exact_axes(rows, size):
+    """Deviations in pixels along and across the direction of exact fields, float64 (N,) each, in kernels of
+    this size.
 
+    The published deviations would be 1.5 pixels and less too large for the kernel, or too small for the grid.
+    These keep the ratio and go, in equal steps of log variance, from a short axis of `SMALLEST_SIGMA` at
+    variance 1 to a long axis of size / `DEVIATIONS` at variance 8, where both meet in between if that is no
+    room. """
+    variance, _, ratio, *_ = rows.double().unbind(-1)
+    low, high = torch.log(SMALLEST_SIGMA * ratio), torch.log(size / DEVIATIONS / ratio)
+    middle = (low + high) / 2
+    low, high = torch.minimum(low, middle), torch.maximum(high, middle)
+    sigma = torch.exp(low + (high - low) * (torch.log2(variance) / 3).clamp(0, 1))
+    return sigma * ratio, sigma / ratio
+
+
+def derivative_index(rows):
+    """Where in `DERIVATIVES` the order of each row stands, (N,)."""
+    return torch.tensor([DERIVATIVES.index(order) for order in map(tuple, rows[:, -2:].int().tolist())])
+
+
+def spatial_kernels(rows, size, family="published", dtype=torch.float32):
+    """The bank: kernels (N, size, size) of `rows` (N, 5).
+
+    "exact": the affine Gaussian derivatives of `exact_axes`.  Otherwise as the published system builds them.
     Each derivative is a central difference with unit step (one-sided at the borders) along the field's
     direction, or across it, times the field's variance; those along come first, in alternation.
     "norse-1.1.0" takes the direction's cosine along rows instead of columns, as that release does (FIDELITY
@@ -86,13 +116,25 @@ def spatial_kernels(rows, size, family="published", dtype=torch.float32):
     """
     if family not in FAMILIES:
         raise ValueError(f"receptive fields {family!r}: want one of {', '.join(FAMILIES)}")
+    if family == "exact":
+        fields, which = rows[:, :3].double().unique(dim=0, return_inverse=True)
+        kernels = affine_kernels(field_from_axes(*exact_axes(fields, size), fields[:, 1]), DERIVATIVES, size)
+        return kernels[which, derivative_index(rows)].to(dtype)
     variance, angle_rad, ratio, *orders = rows.double().unbind(-1)
-    kernels = gaussian_kernels(covariance_matrix(variance, angle_rad, ratio), size)
+    directions = angle_rad, angle_rad + math.pi / 2
+    covariance = covariance_matrix(variance, angle_rad, ratio)
+    return difference_kernels(covariance, directions, variance, orders, size, family).to(dtype)
+
+
+def difference_kernels(covariance, directions_rad, gain, orders, size, family="published"):
+    """The published way to derive sampled Gaussians of covariances (N, 2, 2), in units of `DOMAIN`, along two
+    directions (N,), as often as the two orders (N,) say, each time times the gain (N,): (N, size, size)."""
+    kernels = gaussian_kernels(covariance, size)
     for step in range(int(max(order.max() for order in orders))):
-        for order, direction in zip(orders, (angle_rad, angle_rad + math.pi / 2), strict=True):
-            derived = _directional_difference(kernels, direction, family) * variance[:, None, None]
+        for order, direction in zip(orders, directions_rad, strict=True):
+            derived = _directional_difference(kernels, direction, family) * gain[:, None, None]
             kernels = torch.where((order > step)[:, None, None], derived, kernels)
-    return kernels.to(dtype)
+    return kernels
 
 
 def _directional_difference(kernels, direction_rad, family):
@@ -103,18 +145,29 @@ def _directional_difference(kernels, direction_rad, family):
     return along_columns * cos + along_rows * sin
 
 
-def bank_weights(kernels, out_channels, in_channels):
-    """Convolution weights (out_channels, in_channels, size, size) from the bank `kernels` (N, size, size).
+def bank_layout(n, out_channels, in_channels, family="published"):
+    """Which of n fields each pair of channels takes, int64 (out_channels, in_channels), and times what,
+    float32.
 
     More outputs than inputs: field o on output o.  Otherwise field i on input i, so that all outputs start
-    identical, as published (FIDELITY 4).  More inputs than fields, where the published code breaks: field o
-    on output o.
-    """
-    n = len(kernels)
+    identical, as published (FIDELITY 4); "exact" weights the inputs of output o by the o-th discrete cosine,
+    so that outputs start different, orthogonal and equally strong (FIDELITY 52).  More inputs than fields,
+    where the published code breaks: field o on output o. """
+    amplitude = torch.ones(out_channels, in_channels)
     if out_channels > in_channels or in_channels > n:
-        fields = kernels[torch.arange(out_channels) % n]
-        return fields[:, None].repeat(1, in_channels, 1, 1)
-    return kernels[None, :in_channels].repeat(out_channels, 1, 1, 1)
+        return (torch.arange(out_channels) % n)[:, None].repeat(1, in_channels), amplitude
+    if family == "exact":
+        places = math.pi / in_channels * (torch.arange(in_channels) + 0.5)
+        cosines = torch.cos(torch.arange(out_channels)[:, None] * places) * math.sqrt(2 / in_channels)
+        amplitude = torch.where(torch.arange(out_channels)[:, None] == 0, in_channels**-0.5, cosines)
+    return torch.arange(in_channels).repeat(out_channels, 1), amplitude
+
+
+def bank_weights(kernels, out_channels, in_channels, family="published"):
+    """Convolution weights (out_channels, in_channels, size, size) from the bank `kernels` (N, size, size),
+    laid out by `bank_layout`."""
+    field, amplitude = bank_layout(len(kernels), out_channels, in_channels, family)
+    return kernels[field] * amplitude[..., None, None]
 
 
 def temporal_rates_hz(n_scales=4, scheme="rf", generator=None):

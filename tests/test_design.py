@@ -11,7 +11,7 @@ MAX_LINES = 350
 LEVELS = {
     0: {"config", "receptive_fields", "temporal", "coordinates", "losses", "visualization", "films"}
     | {"render", "motion", "outlines", "gerd_pictures", "gerd_masks", "affine_gaussian", "cascades"}
-    | {"convolution", "results"},
+    | {"convolution", "results", "field_weights"},
     1: {"model", "dataset", "event_files", "callbacks"},
     2: {"generate_data", "learn_shapes", "checkpoints"},
     3: {"evaluate", "track", "covariance", "export", "report", "sweep"},
@@ -22,7 +22,8 @@ LEVEL = {module: level for level, modules in LEVELS.items() for module in module
 RENDER = ("outlines", "gerd_masks", "gerd_pictures", "motion", "render")  # each may import those before it
 SAME_LEVEL = {(later, earlier) for i, later in enumerate(RENDER) for earlier in RENDER[:i]}
 SAME_LEVEL |= {("films", "visualization")}  # so are pictures
-SAME_LEVEL |= {("receptive_fields", "affine_gaussian")}  # so is the theory over space,
+SPACE = ("affine_gaussian", "receptive_fields", "field_weights")  # so is the theory over space
+SAME_LEVEL |= {(later, earlier) for i, later in enumerate(SPACE) for earlier in SPACE[:i]}
 SAME_LEVEL |= {("checkpoints", "learn_shapes"), ("event_files", "dataset")}  # and files
 PLOTTERS = {"visualization"}
 TRAINERS = {"learn_shapes", "callbacks"} | LEVELS[3] | LEVELS[4]  # callbacks: split off for length
