@@ -23,7 +23,7 @@ class FieldWeights(nn.Module):
 
     rows: (F, 5), the fields of a bank.  size: of the kernels, odd.  field: (out, in), the field of each pair
     of channels.  amplitude: (out, in), its factor at the start.  Parameters: `sigma_logit` (F, 2), where ln
-    sigma stands between its bounds (`sigma` gives pixels), `phi_rad` (F,) and `amplitude` (out, in). """
+    sigma stands between its bounds (`sigma` gives pixels), `phi_rad` (F,) and `amplitude` (out, in)."""
 
     def __init__(self, rows, size, field, amplitude):
         super().__init__()

@@ -61,10 +61,14 @@ def test_settings_cannot_change_behind_the_back():
         Config().lr = 1.0
 
 
+EXACT = {"receptive_fields": "exact"}
+NEEDS = {"train_receptive_fields": EXACT}  # what some settings go with
+
+
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_value_out_of_its_choices_is_refused_with_all_of_them(name):
     for choice in CHOICES[name]:
-        assert getattr(Config(**{name: choice}), name) == choice
+        assert getattr(Config(**{name: choice} | NEEDS.get(name, {})), name) == choice
     wanted = ", ".join(map(str, CHOICES[name]))
     with pytest.raises(ValueError, match=re.escape(f"{name} 'other': want one of {wanted}")):
         Config(**{name: "other"})
@@ -93,6 +97,14 @@ def test_a_value_below_its_least_is_refused(name, value, least):
     with pytest.raises(ValueError, match=re.escape(f"{name} {value}: want at least {least}")):
         Config(**{name: value})
     assert getattr(Config(**{name: least}), name) == least
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"receptive_fields": "norse-1.1.0"}, {**EXACT, "init_scheme_spatial": "uniform"}]
+)
+def test_only_exact_fields_train_as_fields(settings):
+    with pytest.raises(ValueError, match="train_receptive_fields 1: want receptive_fields exact, init_sch"):
+        Config(train_receptive_fields=1, **settings)
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])

@@ -103,9 +103,13 @@ class Interrupt(Published):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("step", [1, 8, 11])  # within an epoch of 6 steps, and at an epoch's last
-def test_a_stopped_run_goes_on_with_the_same_numbers(data, tmp_path, monkeypatch, step, capsys):
-    flags = [*TINY, "--max_epochs=3", "--log_every_n_steps=1"]
+TRAINED_FIELDS = ["--receptive_fields=exact", "--train_receptive_fields=1"]
+
+
+# within an epoch of 6 steps, and at an epoch's last
+@pytest.mark.parametrize("step, more", [(1, []), (8, []), (11, []), (8, TRAINED_FIELDS)])
+def test_a_stopped_run_goes_on_with_the_same_numbers(data, tmp_path, monkeypatch, step, more, capsys):
+    flags = [*TINY, "--max_epochs=3", "--log_every_n_steps=1", *more]
     assert learn_shapes.main([str(data), str(tmp_path / "whole"), *flags]) == 0
     monkeypatch.setattr(learn_shapes, "Published", Interrupt)
     monkeypatch.setattr(Interrupt, "at", step)
@@ -171,6 +175,8 @@ OPTIONS = [
     *("--optimizer_split=1", "--skip_connections=1", "--batch_normalization=1"),
     "--separate_spatial_channels=1",
     *("--weight_sharing=0", "--receptive_fields=norse-1.1.0", "--init_scheme_temporal=uniform"),
+    *("--receptive_fields=exact", " ".join(TRAINED_FIELDS)),
+    " ".join([*TRAINED_FIELDS, "--precision=bf16-mixed", "--net=lif", "--weight_sharing=0"]),
     *("--stack_frames=2 --sum_frames=True --timesteps=2", "--precision=bf16-mixed", "--net=ann"),
 ]
 

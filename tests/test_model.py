@@ -27,7 +27,7 @@ OPTIONS = {
     "n_temporal_scales": (3, 1, 2),
     "temporal_backend": ("auto", "loop", "norse"),
     "convolution": ("direct", "spectral"),
-    "receptive_fields": ("published", "norse-1.1.0"),
+    "receptive_fields": ("published", "norse-1.1.0", "exact"),
     "regularization": ("js", "kl", "var", "none"),
     "rectification": ("softmax", "sigmoid", "relu", "id"),
     "training": (True, False),

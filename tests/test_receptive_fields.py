@@ -9,12 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from norse.torch.functional import receptive_field as norse_fields
 
+from affine_gaussian import affine_gaussian, field_from_axes
 from receptive_fields import (
     DERIVATIVES,
     DOMAIN,
     KERNEL_SIZES,
+    SMALLEST_SIGMA,
+    bank_layout,
     bank_weights,
     covariance_matrix,
+    derivative_index,
+    exact_axes,
     gaussian_kernels,
     spatial_angles,
     spatial_kernels,
@@ -148,6 +153,65 @@ def test_unknown_families_are_refused_with_those_there_are():
         spatial_parameters(family="2024")
     with pytest.raises(ValueError, match="'2024'.*published, norse-1.1.0"):
         spatial_kernels(spatial_parameters(), 9, "2024")
+
+
+# --- the exact bank ---
+
+
+def test_exact_rows_turn_evenly_over_half_a_turn():
+    rows, published = spatial_parameters(family="exact"), spatial_parameters()
+    assert len(rows.unique(dim=0)) == len(rows) == 144
+    assert torch.equal(rows[:, [0, 2, 3, 4]], published[:, [0, 2, 3, 4]])
+    assert torch.rad2deg(rows[:, 1].unique()).tolist() == pytest.approx([0, 45, 90, 135])
+    grown = spatial_parameters(2, 3, 2, n_angles_grow=1, family="exact")
+    assert torch.rad2deg(grown[:, 1].unique()).tolist() == pytest.approx([0, 45, 60, 90, 120, 135])
+
+
+@pytest.mark.parametrize("size", KERNEL_SIZES)
+def test_exact_axes_fit_the_kernel_and_the_grid(size):
+    rows = spatial_parameters(family="exact")
+    along, across = exact_axes(rows, size)
+    torch.testing.assert_close(along / across, rows[:, 2].double() ** 2)
+    assert (along <= size / 6 * 1.05).all() and (across >= SMALLEST_SIGMA * 0.95).all()
+    for ratio in rows[:, 2].unique():
+        of = [across[(rows[:, 2] == ratio) & (rows[:, 0] == v)][0].item() for v in (1, 2, 4, 8)]
+        if SMALLEST_SIGMA * ratio**2 < size / 6:  # there is room
+            assert of[0] == pytest.approx(SMALLEST_SIGMA) and of[3] * ratio**2 == pytest.approx(size / 6)
+            assert of[1] / of[0] == pytest.approx(of[3] / of[2]) and of[1] > of[0]
+        else:
+            middle = math.sqrt(SMALLEST_SIGMA * size / 6) / ratio.item()
+            assert of == pytest.approx([middle] * 4)
+
+
+@pytest.mark.parametrize("size", KERNEL_SIZES)
+def test_exact_kernels_are_the_gaussians_derivatives(size):
+    """From 0.5 pixels on the samples of the true kernel, nearly; without an answer to constants."""
+    rows = spatial_parameters(family="exact")
+    kernels = spatial_kernels(rows, size, "exact", torch.float64)
+    assert kernels.shape == (144, size, size)
+    sums = kernels.sum((1, 2))
+    smooth = rows[:, 3:].sum(1) == 0
+    assert (sums[smooth] - 1).abs().max() < 1e-13 and sums[~smooth].abs().max() < 1e-13
+    steps = torch.arange(size, dtype=torch.float64) - size // 2
+    points = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
+    fields = field_from_axes(*exact_axes(rows, size), rows[:, 1].double())
+    true = affine_gaussian(points, fields, DERIVATIVES)[torch.arange(144), :, derivative_index(rows)]
+    cosines = torch.nn.functional.cosine_similarity(kernels.flatten(1), true)
+    assert cosines.min() > 0.97
+    assert cosines[torch.stack(exact_axes(rows, size)).amin(0) > 0.6].min() > 0.98
+    order = torch.randperm(144, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(spatial_kernels(rows[order], size, "exact"), kernels[order].float())
+
+
+def test_exact_weights_start_different_orthogonal_and_equally_strong():
+    kernels = torch.rand(24, 3, 3, generator=torch.Generator().manual_seed(0))
+    field, amplitude = bank_layout(24, 24, 24, "exact")
+    assert torch.equal(field, torch.arange(24).repeat(24, 1))
+    torch.testing.assert_close(amplitude @ amplitude.T, torch.eye(24), rtol=0, atol=1e-6)
+    weights = bank_weights(kernels, 3, 24, "exact")
+    torch.testing.assert_close(weights, bank_layout(24, 3, 24, "exact")[1][..., None, None] * kernels)
+    first = bank_weights(kernels, 24, 2, "exact")
+    assert torch.equal(first[:, 0], kernels) and torch.equal(first[:, 1], kernels)
 
 
 # --- covariance and Gaussians ---
