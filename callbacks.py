@@ -3,14 +3,18 @@ anything."""
 
 import functools
 import math
+import re
 import signal
 import sys
 from pathlib import Path
 
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.tensorboard.summary import hparams
 
+from archive import locked, save_whole, write_whole
+from persistence import TrainingError
 from visualization import kernel_grid, prediction_panel
 
 PICTURE_EVERY = 1000  # optimiser steps between pictures, kernels and time constants, as published
@@ -36,7 +40,7 @@ class Published(Callback):
     def on_fit_start(self, trainer, model):
         metrics = dict.fromkeys(("hp_metric", "val/error_px"))
         settings = {name: str(value) for name, value in model.hparams.items()}
-        for summary in hparams(settings, metrics):
+        for summary in hparams(settings, metrics) if trainer.is_global_zero else ():
             trainer.logger.experiment.file_writer.add_summary(summary)
 
     def on_validation_end(self, trainer, model):
@@ -44,8 +48,26 @@ class Published(Callback):
             self.error_px = trainer.callback_metrics["val/error_px"].item()
             self.best_error_px = min(self.best_error_px, self.error_px)
             norm = trainer.callback_metrics["val/norm"].item()
-            with self.csv.open("a") as file:
-                file.write(f"{trainer.global_step},{norm:.10f},{trainer.logger.version}\n")
+            self._write_csv(f"{trainer.global_step},{norm:.10f},{trainer.logger.version}\n")
+
+    def _write_csv(self, line="", keep=lambda line: True):
+        """Rewrites the CSV, which other runs write too, with the lines to keep and a new one."""
+        with locked(self.csv):
+            lines = self.csv.read_text().splitlines(keepends=True) if self.csv.exists() else []
+            kept = [old for old in lines if keep(old)]
+            if line or kept != lines:
+                write_whole(self.csv, "".join([*kept, line]).encode())
+
+    def on_train_start(self, trainer, model):
+        """What a killed run logged behind the checkpoint that it goes on from is logged anew."""
+        step, version = trainer.global_step, str(trainer.logger.version)
+        if trainer.is_global_zero and trainer.ckpt_path:
+            ours = re.compile(rf"(\d+),[^,]*,{version}\n").fullmatch
+            self._write_csv(keep=lambda line: not (match := ours(line)) or int(match[1]) <= step)
+
+    def on_save_checkpoint(self, trainer, model, checkpoint):
+        if trainer.is_global_zero:  # a checkpoint's logs are on the disk before it is
+            trainer.logger.experiment.flush()
 
     def on_train_batch_start(self, trainer, model, batch, batch_idx):
         step, self.error_px = trainer.global_step, None
@@ -69,8 +91,8 @@ class Published(Callback):
                 for l in range(len(model.net.channels[0].spatiotemporal))
             }
         prefix = f"v{trainer.logger.version}_{self.name}"
-        torch.save(kernels, self.log_root / f"{prefix}_kernels_{step}.dat")
-        torch.save(taus, self.log_root / f"{prefix}_taus_{step}.dat")
+        save_whole(self.log_root / f"{prefix}_kernels_{step}.dat", kernels)
+        save_whole(self.log_root / f"{prefix}_taus_{step}.dat", taus)
         for layer, rates in taus.items():
             trainer.logger.experiment.add_histogram(f"taus/block/{layer}", torch.stack(rates), step)
         for weight, name in kernels:
@@ -146,3 +168,22 @@ class Stop(Callback):
 
 class Stopped(Exception):
     """A signal asked for the end; its number is the argument."""
+
+
+def explain(error, arguments):
+    """The line for the user that an error in training deserves, None for one that is the program's own."""
+    text = str(error).strip()
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        flags = ", ".join(f"--{name} {arguments[name]}" for name in ("batch_size", "timesteps", "precision"))
+        return (
+            f"out of memory with {flags} ({text.splitlines()[0].split('. ')[0]}); try a smaller --batch_size "
+            "with --accumulate_grad_batches, --precision bf16-mixed, smaller --timesteps, or another device"
+        )
+    if "returned nan values" in text:  # --detect_anomaly, behind the trace of the operation
+        return f"{text.splitlines()[0]} The operation is in the trace above; try a smaller --lr"
+    if "DataLoader worker" in text:
+        return f"{text.splitlines()[0]} It reads data; was memory short? Try fewer --num_workers"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; earlier checkpoints are as they were"
+    known = OSError, TrainingError, ValueError, MisconfigurationException
+    return text if isinstance(error, known) else None

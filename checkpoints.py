@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dataset import UNREADABLE
+from archive import ArchiveError, load_archive
 from learn_shapes import ShapesModel
+from persistence import MAX_BYTES
 
 WANTED = "want a .ckpt file of learn_shapes.py"
 
@@ -28,9 +29,9 @@ def read_checkpoint(path):
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; {WANTED}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        raise CheckpointError(f"{path}: damaged or foreign ({type(error).__name__}); {WANTED}") from error
+        content = load_archive(path, MAX_BYTES)
+    except (ArchiveError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or foreign ({error}); {WANTED}") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
         raise CheckpointError(f"{path}: no weights and settings in it; {WANTED}")
     return content

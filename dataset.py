@@ -6,10 +6,7 @@ along H, y along W.  Events stay indices through workers and bus; `dense_frames`
 Source: FIDELITY 16-18.
 """
 
-import io
 import math
-import os
-import pickle
 import re
 import warnings
 import zipfile
@@ -20,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from archive import UNREADABLE, ArchiveError, load_archive, save_whole
+
 TRAIN_SHARE = 0.8  # of each folder's files, in the order of their names as text
 RENDER = "render recordings with data_generation.sh or generate_data.py"
 CONTENT = "want [sparse events (T, 2, H, W), labels (T, N, 2)]"
-# what torch.load raises for damaged or foreign files
-UNREADABLE = (ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError)
-UNREADABLE += (pickle.UnpicklingError, RuntimeError, TypeError, ValueError)
+MAX_CELLS = 2**62  # of a recording, so that their numbers fit 64 bits
 
 
 class DataError(ValueError):
@@ -70,17 +67,7 @@ def write_recording(path, events, labels, shape):
         raise ValueError(f"{path}: {problem}; {CONTENT}")
     indices = frames.coalesce().indices().clone()  # its storage is longer, and would be saved
     content[0] = _sparse(indices, torch.ones(indices.shape[1]), shape, is_coalesced=True)
-    archive = io.BytesIO()  # a file's own name would end up in it
-    torch.save(content, archive)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(archive.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_whole(path, content)
 
 
 def read_recording(path):
@@ -92,10 +79,11 @@ def read_recording(path):
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Validating sparse tensor invariants")  # torch 2.15 tells
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = load_archive(path)
+        problem = _problem(loaded)
     except UNREADABLE as error:
-        raise DataError(f"{path}: damaged or foreign ({type(error).__name__}); {RENDER}") from error
-    problem = _problem(loaded)
+        reason = error if isinstance(error, ArchiveError) else type(error).__name__
+        raise DataError(f"{path}: damaged or foreign ({reason}); {RENDER}") from error
     if problem:
         raise DataError(f"{path}: {problem}; {CONTENT}; {RENDER}")
     frames, labels = loaded
@@ -125,7 +113,7 @@ def _problem(loaded):
     frames, labels = loaded
     if frames.layout != torch.sparse_coo or frames.sparse_dim() != 4 or frames.dense_dim():
         return f"events are {frames.layout} of shape {tuple(frames.shape)}"
-    if frames.shape[1] != 2 or not frames.numel() or frames.is_complex():
+    if frames.shape[1] != 2 or not 0 < math.prod(frames.shape) < MAX_CELLS or frames.is_complex():
         return f"events are {frames.dtype} of shape {tuple(frames.shape)}"
     return _problem_of_labels(labels, len(frames)) or _problem_of_events(frames)
 

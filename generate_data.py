@@ -28,7 +28,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from dataset import read_recording, write_recording
+from archive import write_whole
+from dataset import DataError, check_file, read_recording, write_recording
 from render import GENERATORS, SHAPES, RenderParameters, render
 
 PARAMETERS_FILE = "parameters.json"
@@ -68,64 +69,28 @@ def parse(arguments):
         help="clean: true sizes, speeds in pixels a frame, noise once, labels on the centroid; "
         "gerd-0.5.1: as that release; published: as the paper's version, eighths of a pixel, drifting shear",
     )
-    add(
-        "--scales",
-        type=_size,
-        nargs="+",
-        default=[DEFAULTS["scale"]],
-        metavar="SIZE",
-        help="sizes in pixels; random: drawn per recording; changing: drawn, then growing and shrinking",
-    )
-    add(
-        "--velocities",
-        type=float,
-        nargs="+",
-        default=[DEFAULTS["velocity"]],
-        metavar="V",
-        help="along each axis, pixels a frame",
-    )
-    add(
-        "--event_densities",
-        type=float,
-        nargs="+",
-        default=[DEFAULTS["event_density"]],
-        metavar="P",
-        help="part of a shape's events that survives, (0, 1]",
-    )
-    add(
-        "--bg_density",
-        type=float,
-        default=DEFAULTS["bg_density"],
-        metavar="P",
-        help="noise events per pixel and frame; once for clean, once per shape otherwise",
-    )
-    add(
-        "--bg_files",
-        type=Path,
-        default=None,
-        metavar="DIR",
-        help="folder with recordings (.dat, same resolution, at "
-        "least as long) of which one, at random, lies under every recording",
-    )
-    add(
-        "--resolution",
-        type=_natural,
-        nargs=2,
-        default=DEFAULTS["resolution"],
-        metavar=("H", "W"),
-        help="pixels",
-    )
+    size, velocity, density = ([DEFAULTS[name]] for name in ("scale", "velocity", "event_density"))
+    text = "sizes in pixels; random: drawn per recording; changing: drawn, then growing and shrinking"
+    add("--scales", type=_size, nargs="+", default=size, metavar="SIZE", help=text)
+    text = "along each axis, pixels a frame"
+    add("--velocities", type=float, nargs="+", default=velocity, metavar="V", help=text)
+    text = "part of a shape's events that survives, (0, 1]"
+    add("--event_densities", type=float, nargs="+", default=density, metavar="P", help=text)
+    text = "noise events per pixel and frame; once for clean, once per shape otherwise"
+    add("--bg_density", type=float, default=DEFAULTS["bg_density"], metavar="P", help=text)
+    text = "folder with recordings (.dat, same resolution, at least as long) of which one, at random, lies "
+    text += "under every recording"
+    add("--bg_files", type=Path, default=None, metavar="DIR", help=text)
+    field = DEFAULTS["resolution"]
+    add("--resolution", type=_natural, nargs=2, default=field, metavar=("H", "W"), help="pixels")
     add("--frames", type=_natural, default=DEFAULTS["length"], metavar="T", help="frames per recording")
-    add(
-        "--shapes",
-        nargs="+",
-        choices=SHAPES,
-        default=DEFAULTS["shapes"],
-        help="one label each, in this order",
-    )
+    text = "one label each, in this order"
+    add("--shapes", nargs="+", choices=SHAPES, default=DEFAULTS["shapes"], help=text)
     add("--translation", type=int, choices=(0, 1), default=1, help="shapes move")
     add("--rotation", type=int, choices=(0, 1), default=0, help="shapes rotate")
     add("--shearing", type=int, choices=(0, 1), default=0, help="shapes shear")
+    text = "render only every N-th recording, from the I-th on; all N shards together are the data set"
+    add("--shard", type=_shard, default="1/1", metavar="I/N", help=text)
     add("--seed", type=_whole, default=0, help="same seed, same data, whatever the number of workers")
     add("--workers", type=_natural, default=_cores(), help="processes; default: all cores, here %(default)s")
     return parser.parse_args(arguments)
@@ -145,6 +110,14 @@ def _whole(text):
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r}: a whole number >= 0 wanted")
     return int(text)
+
+
+def _shard(text):
+    i, separator, n = text.partition("/")
+    i, n = _natural(i), _natural(n)
+    if i > n:
+        raise argparse.ArgumentTypeError(f"{text!r}: I/N wanted, I from 1 to N")
+    return i, n
 
 
 def _size(text):
@@ -236,11 +209,10 @@ def render_one(folder, index, backgrounds):
 
 
 def _start_worker():
-    """One thread, no Ctrl-C of its own, and gone with its parent."""
+    """One thread, and gone with its parent."""
     import torch
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process().sentinel
 
     def follow():
@@ -276,9 +248,12 @@ def _render_in_processes(waiting, backgrounds, workers, bar):
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
     try:
         while True:
+            # workers start here: Ctrl-C is blocked for them from their first instruction on
+            unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             for folder, index in itertools.islice(waiting, AHEAD * workers - len(running)):
                 future = pool.submit(render_one, folder, index, backgrounds)
                 running[future] = folder.path / f"{index}.dat"
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -310,11 +285,12 @@ def main(arguments=None):
         return 2
     start = time.monotonic()
     try:
-        jobs = []
         for folder in folders:
             folder.path.mkdir(parents=True, exist_ok=True)
             _write_description(folder)
-            jobs += [(folder, i) for i in range(args.n) if not (folder.path / f"{i}.dat").exists()]
+        first, step = args.shard
+        mine = list(itertools.product(folders, range(args.n)))[first - 1 :: step]
+        jobs = _missing(mine)
         if jobs:
             render_all(jobs, backgrounds, min(args.workers, len(jobs)))
     except (OSError, RenderError) as error:
@@ -323,7 +299,7 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("generate_data.py: stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    there = len(folders) * args.n - len(jobs)
+    there = len(mine) - len(jobs)
     print(
         f"{args.out}: {len(jobs)} recordings rendered in {time.monotonic() - start:.1f} s"
         + (f", {there} were there" if there else "")
@@ -334,9 +310,25 @@ def main(arguments=None):
 def _write_description(folder):
     path = folder.path / PARAMETERS_FILE
     if not path.exists():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(folder.description, indent=1) + "\n")
-        temporary.replace(path)
+        write_whole(path, (json.dumps(folder.description, indent=1) + "\n").encode())
+
+
+def _missing(jobs):
+    """Those not rendered yet.  A damaged one is told and counts as missing; a killed writer's part goes."""
+    parts = {folder: list(folder.glob(".*.dat.*")) for folder in {folder.path for folder, _ in jobs}}
+    missing = []
+    for folder, index in jobs:
+        path = folder.path / f"{index}.dat"
+        for part in parts[folder.path]:
+            if part.name.startswith(f".{path.name}."):
+                part.unlink(missing_ok=True)
+        try:
+            check_file(path)
+        except DataError as error:
+            missing.append((folder, index))
+            if path.exists():
+                print(f"generate_data.py: rendered anew: {error}", file=sys.stderr)
+    return missing
 
 
 if __name__ == "__main__":

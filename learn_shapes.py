@@ -6,7 +6,6 @@ field of `config.Config`, every flag of Lightning's Trainer is accepted as it is
 
 import dataclasses
 import math
-import os
 import signal
 import sys
 from pathlib import Path
@@ -15,17 +14,28 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from callbacks import PICTURE_EVERY, Published, Stop, Stopped
+from callbacks import PICTURE_EVERY, Published, Stop, Stopped, explain
 from config import CommandLine, Config, add_settings, run_name
 from coordinates import COORDINATES, pixel_to_unit, unit_to_pixel
 from dataset import DataError, ShapeDataset, dense_frames, loader
 from losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
 from model import SpatioTemporalModel
+from persistence import (
+    RunLogger,
+    TrainingError,
+    WholeFiles,
+    batches_served,
+    diverged,
+    find_last,
+    read_checkpoint,
+    remove_parts,
+    version_of,
+)
 
 TEMPORAL_LR_FACTOR = 1e-10  # of lr, for time constants under --optimizer_split 1, as published
 OPTIMIZERS = {
@@ -48,10 +58,6 @@ RECTIFIERS = {
 WINDOW = ("timesteps", "network_delay", "stack_frames", "sum_frames", "dataset_filter", "resolution")
 FREE = ("num_workers", "temporal_backend", "convolution")  # settings that may change when a run goes on
 RECORDINGS_SHAPES = ("circle", "square", "triangle")  # GERD's order; names of `val/error_px/...`
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; its message is for the user."""
 
 
 class TrackingState(NamedTuple):
@@ -125,10 +131,8 @@ class ShapesModel(pl.LightningModule):
         terms, error_px, targets = self.terms(tracking, labels_px)
         loss = terms["loss"] = terms["loss"] + terms.get("spike_reg", 0)
         if not math.isfinite(loss.detach()):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.global_step}; "
-                "try a smaller --lr or --gradient_clip_val 1"
-            )
+            folder = self.trainer.checkpoint_callback and self.trainer.checkpoint_callback.dirpath
+            raise TrainingError(diverged(f"the loss is {loss.item()}", self.global_step, folder))
         self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=len(batch.counts))
         self.log("loss", loss, prog_bar=True, logger=False)
         self.log("train/error_px", error_px.mean(), prog_bar=True, batch_size=len(batch.counts))
@@ -194,42 +198,12 @@ def open_data(data_root, settings):
     return data, found | settings
 
 
-def find_last(run_folder, settings):
-    """The newest `last.ckpt` of a run of these settings under `run_folder`, None if there is none."""
-    for path in sorted(
-        run_folder.glob("version_*/checkpoints/last.ckpt"), key=os.path.getmtime, reverse=True
-    ):
-        trained_with = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["hyper_parameters"]
-        if {k: trained_with[k] for k in settings if k not in FREE} == {
-            k: v for k, v in settings.items() if k not in FREE
-        }:
-            return path
-    return None
-
-
-def items_served(checkpoint, train_loader):
-    """Items of its unfinished epoch that the checkpoint's run had trained on; 0 at the end of an epoch."""
-    loops = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["loops"]
-    batches = loops["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
-    return batches * train_loader.batch_size if batches < len(train_loader) else 0
-
-
-def version_of(checkpoint, run_folder):
-    """The version whose folder of `run_folder` holds the checkpoint, so that the run goes on there; else
-    None."""
-    path = Path(checkpoint).resolve()
-    if path.parent.parent.parent != run_folder.resolve():
-        return None
-    return int(path.parent.parent.name.removeprefix("version_"))
-
-
-def build_trainer(flags, log_root, name, version, data_root):
+def build_trainer(flags, logger, callbacks):
     """Lightning's Trainer with our logger and callbacks; `--strategy=dp`, gone from Lightning 2, becomes
     ddp."""
     if flags["strategy"] == "dp":
         flags["strategy"] = "auto" if str(flags["devices"]) in ("1", "auto") else "ddp"
         print(f"--strategy=dp is gone from Lightning 2: taking {flags['strategy']}", file=sys.stderr)
-    callbacks = [Published(log_root, name, data_root), Stop(), LearningRateMonitor()]
     if flags["enable_checkpointing"] is not False:
         best = ModelCheckpoint(
             monitor="val/norm",
@@ -239,9 +213,10 @@ def build_trainer(flags, log_root, name, version, data_root):
             enable_version_counter=False,
         )
         callbacks.append(best)
+    plugins = [flags["plugins"]] if isinstance(flags["plugins"], str) else flags["plugins"] or []
+    flags["plugins"] = [*plugins, WholeFiles()]
     if SLURMEnvironment.detect():  # sweep.sh requeues, and nothing else
-        flags["plugins"] = [*(flags["plugins"] or []), SLURMEnvironment(auto_requeue=False)]
-    logger = TensorBoardLogger(log_root, name=name, version=version, default_hp_metric=False)
+        flags["plugins"].append(SLURMEnvironment(auto_requeue=False))
     return pl.Trainer(**flags, logger=logger, callbacks=callbacks)
 
 
@@ -266,17 +241,21 @@ def train(arguments):
     checkpoint = arguments["ckpt_path"]
     if checkpoint == "last":
         checkpoint = find_last(run_folder, model_settings)
-        print(
-            f"continuing from {checkpoint}"
-            if checkpoint
-            else f"nothing to continue in {run_folder}: starting"
-        )
+        start = f"nothing to continue in {run_folder}: starting"
+        rank_zero_only(print)(f"continuing from {checkpoint}" if checkpoint else start)
     elif checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"--ckpt_path {checkpoint}: no such file; want a .ckpt file or last")
+    before = read_checkpoint(checkpoint) if checkpoint else None
     version = version_of(checkpoint, run_folder) if checkpoint else None
+    if version is not None:
+        remove_parts(Path(checkpoint).parent)
 
     flags = {k: v for k, v in arguments.items() if k not in own | fields}
-    trainer = build_trainer(flags, arguments["log_root"], name, version, arguments["data_root"])
+    step = None if version is None else before["global_step"]
+    logger = RunLogger(arguments["log_root"], name, version, purge_step=step)
+    published = Published(arguments["log_root"], name, arguments["data_root"])
+    callbacks = [published, Stop(), LearningRateMonitor()]
+    trainer = build_trainer(flags, logger, callbacks)
     loaders = {
         split: loader(
             dataset, settings["batch_size"], split == "train", settings["num_workers"], settings["seed"]
@@ -284,7 +263,8 @@ def train(arguments):
         for split, dataset in data.items()
     }
     if checkpoint:
-        loaders["train"].sampler.skip = items_served(checkpoint, loaders["train"])
+        served = batches_served(before, len(loaders["train"]))
+        loaders["train"].sampler.skip = served * loaders["train"].batch_size
     trainer.fit(model, loaders["train"], loaders["val"], ckpt_path=checkpoint, weights_only=True)
     summarise(trainer, arguments["log_root"])
     return trainer
@@ -308,8 +288,11 @@ def main(argv=None):
         number = stop.args[0] if isinstance(stop, Stopped) else signal.SIGTERM
         print(f"stopped by {signal.Signals(number).name}; to go on: the same command with --ckpt_path last")
         return 128 + number
-    except (DataError, OSError, TrainingError, ValueError, MisconfigurationException) as error:
-        print(f"learn_shapes.py: {' '.join(str(error).split())}", file=sys.stderr)
+    except (OSError, RuntimeError, ValueError, MisconfigurationException) as error:
+        message = explain(error, arguments)
+        if message is None:
+            raise
+        print(f"learn_shapes.py: {' '.join(message.split())}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) and not isinstance(error, DataError) else 1
     return 0
 

@@ -11,8 +11,8 @@ MAX_LINES = 350
 LEVELS = {
     0: {"config", "receptive_fields", "temporal", "coordinates", "losses", "visualization", "films"}
     | {"render", "motion", "outlines", "gerd_pictures", "gerd_masks", "affine_gaussian", "cascades"}
-    | {"convolution", "results", "field_weights"},
-    1: {"model", "dataset", "event_files", "callbacks"},
+    | {"convolution", "results", "field_weights", "archive"},
+    1: {"model", "dataset", "event_files", "persistence", "callbacks"},
     2: {"generate_data", "learn_shapes", "checkpoints"},
     3: {"evaluate", "track", "covariance", "export", "report", "sweep"},
     4: {"demo"},
@@ -24,9 +24,10 @@ SAME_LEVEL = {(later, earlier) for i, later in enumerate(RENDER) for earlier in 
 SAME_LEVEL |= {("films", "visualization")}  # so are pictures
 SPACE = ("affine_gaussian", "receptive_fields", "field_weights")  # so is the theory over space
 SAME_LEVEL |= {(later, earlier) for i, later in enumerate(SPACE) for earlier in SPACE[:i]}
-SAME_LEVEL |= {("checkpoints", "learn_shapes"), ("event_files", "dataset")}  # and files
+SAME_LEVEL |= {("checkpoints", "learn_shapes"), ("event_files", "dataset")}  # and files,
+SAME_LEVEL |= {("callbacks", "persistence")}  # and what outlives a run
 PLOTTERS = {"visualization"}
-TRAINERS = {"learn_shapes", "callbacks"} | LEVELS[3] | LEVELS[4]  # callbacks: split off for length
+TRAINERS = {"learn_shapes", "callbacks", "persistence"} | LEVELS[3] | LEVELS[4]  # split off for length
 
 
 def imported(tree):
