@@ -41,7 +41,6 @@ UNREADABLE = (
     EOFError,
     ImportError,
     LookupError,
-    MemoryError,
 )
 UNREADABLE += (NotImplementedError, OSError, pickle.UnpicklingError, RecursionError, RuntimeError, TypeError)
 UNREADABLE += (ValueError, zipfile.BadZipFile, struct.error)
@@ -96,14 +95,15 @@ def load_archive(path, max_bytes=GIB):
                 raise ArchiveError(f"{size} bytes, want at most {max_bytes}")
             _check_directory(file, size)
             file.seek(0)
-            content = io.BytesIO(file.read(max_bytes))
+            content = io.BytesIO(file.read(size))
             check(content)
             content.seek(0)
             return torch.load(content, map_location="cpu", weights_only=True)
         except ArchiveError:
             raise
         except UNREADABLE as error:
-            raise ArchiveError(type(error).__name__) from error
+            said = str(error).strip().partition("\n")[0][:120]
+            raise ArchiveError(f"{type(error).__name__}: {said}" if said else type(error).__name__) from error
 
 
 def check(file):

@@ -22,7 +22,7 @@ def read_checkpoint(path):
     """The content of a checkpoint, on the CPU. TrainingError naming it where it is damaged or foreign."""
     try:
         content = load_archive(path, MAX_BYTES)
-        wanted = {"state_dict", "hyper_parameters", "loops", "global_step"}
+        wanted = {"state_dict", "hyper_parameters", "loops", "global_step", "optimizer_states", "callbacks"}
         if not isinstance(content, dict) or not wanted <= content.keys():
             raise ArchiveError("no checkpoint of learn_shapes.py")
     except (ArchiveError, OSError) as error:
