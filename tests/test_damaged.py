@@ -95,10 +95,13 @@ class Calls:
 def mutations(folder):
     """(name, bytes or a way to write the file, whether it may only be refused) of 200 and more."""
     whole, draw = original(folder / "original.dat"), random.Random(1)
-    good = torch.load(io.BytesIO(whole), weights_only=True)
-    frames, labels = good
-    indices, values = frames.indices(), frames.values()
     yield "as it was", whole, False
+    yield from damages(whole, draw)
+    yield from contents(whole, draw)
+    yield from traps(whole)
+
+
+def damages(whole, draw):
     for i in range(45):
         yield f"truncated {i}", whole[: draw.randrange(len(whole))], True
     for i in range(70):
@@ -108,6 +111,12 @@ def mutations(folder):
     for i in range(30):
         at, n = draw.randrange(len(whole)), draw.randrange(1, 200)
         yield f"noise {i}", whole[:at] + draw.randbytes(n) + whole[at + n :], False
+
+
+def contents(whole, draw):
+    good = torch.load(io.BytesIO(whole), weights_only=True)
+    frames, labels = good
+    indices, values = frames.indices(), frames.values()
     for i, shape in enumerate([(6, 3, 1), (5, 3, 2), (6, 2), (0, 3, 2), (6, 3, 2, 2), (6, 3, 3)]):
         yield f"labels of shape {i}", saved([frames, torch.zeros(shape)]), True
     for kind in (torch.int64, torch.complex64, torch.bool):
@@ -129,9 +138,14 @@ def mutations(folder):
     yield "negative values", saved([sparse(indices, -values, SHAPE), labels]), False
     yield "unsorted", saved([sparse(indices.flip(1), values, SHAPE), labels]), False
     yield "doubled", saved([sparse(indices.repeat(1, 2), values.repeat(2), SHAPE), labels]), False
-    yield "huge field", saved([sparse(indices[:, :5] // 9, values[:5], (3, 2, 2**31, 2**29)), labels[:3]]), True
+    few = sparse(indices[:, :5] // 9, values[:5], (3, 2, 2**31, 2**29))
+    yield "huge field", saved([few, labels[:3]]), True
     yield "huge and empty", saved([sparse(indices[:, :0], values[:0], (6, 2, 2**20, 2**20)), labels]), False
     yield "labels that repeat one number", saved([frames, torch.zeros(1).expand(6, 10**10, 2)]), True
+
+
+def traps(whole):
+    labels = torch.load(io.BytesIO(whole), weights_only=True)[1]
     pickled = pickle_of(whole)
     numbers = sum(op.name.startswith("BININT") for op, _, _ in pickletools.genops(pickled))
     for i in range(numbers):  # offsets, sizes, strides and lengths of storages, each a lie
