@@ -139,7 +139,7 @@ def test_the_panel_shows_a_map_where_coordinates_are_read():
     across = (yellow[:, 1].mean() - panel.min()) / (panel.max() - panel.min())
     column = where(picture[:, panel.min() + 5][:, None], VIOLET)[:, 0]
     down = (yellow[:, 0].mean() - column.min()) / (column.max() - column.min())
-    assert abs(across - 19 / 21) < 0.008 and abs(down - 2 / 21) < 0.008
+    assert abs(across - 19 / 21) < 0.012 and abs(down - 2 / 21) < 0.012  # a quarter of a cell
 
 
 @pytest.mark.filterwarnings("error")
