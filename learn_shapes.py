@@ -56,7 +56,6 @@ RECTIFIERS = {
     "id": lambda maps: maps,
 }
 WINDOW = ("timesteps", "network_delay", "stack_frames", "sum_frames", "dataset_filter", "resolution")
-FREE = ("num_workers", "temporal_backend", "convolution")  # settings that may change when a run goes on
 RECORDINGS_SHAPES = ("circle", "square", "triangle")  # GERD's order; names of `val/error_px/...`
 
 
