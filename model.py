@@ -295,12 +295,12 @@ def spatial_layers(config, scale):
     for layer, size in zip(layers, KERNEL_SIZES, strict=True):
         if config.init_scheme_spatial == "rf":
             out_channels, in_channels = layer.spatial.weight.shape[:2]
-            layout = out_channels, in_channels, config.receptive_fields
-            layer.spatial.weight.data = bank_weights(
-                spatial_kernels(rows, size, config.receptive_fields), *layout
-            )
+            layout = bank_layout(len(rows), out_channels, in_channels, config.receptive_fields)
             if config.train_receptive_fields:
-                layer.spatial = FieldWeights(rows, size, *bank_layout(len(rows), *layout))
+                layer.spatial = FieldWeights(rows, size, *layout)
+            else:
+                kernels = spatial_kernels(rows, size, config.receptive_fields)
+                layer.spatial.weight.data = bank_weights(kernels, *layout)
         if layer.norm is not None:  # as if it had seen one frame of zeros per channel (kept: FIDELITY 6)
             layer.norm.running_var.fill_((1 - layer.norm.momentum) ** calls)
             layer.norm.num_batches_tracked.fill_(calls)

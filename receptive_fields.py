@@ -4,7 +4,7 @@ A field is a row (variance, angle_rad, ratio, dx, dy): the Gaussian of covarianc
 derived dx times along the direction `angle_rad` and dy times across it.  A bank is a set of rows; its kernels
 are built in float64 and cast last.  The families "published" and "norse-1.1.0" are built here, as those
 systems do; "exact" are the fields of `affine_gaussian.py`. Source: paper, Methods (spatial receptive fields);
-FIDELITY 1-4, 50-52. """
+FIDELITY 1-4, 50-52."""
 
 import itertools
 import math
@@ -19,6 +19,9 @@ DOMAIN = 6.0  # a kernel of any size covers [-6, 6]^2: sigma shrinks in taps fro
 FAMILIES = ("published", "norse-1.1.0", "exact")
 SMALLEST_SIGMA = 0.4  # pixels, of the short axis of an exact field of variance 1
 DEVIATIONS = 6  # size of a kernel over the long axis's deviation of an exact field of variance 8
+MIXING_GAIN = (
+    2.0  # norm of the weights over the inputs of an exact field: about what rectification takes away
+)
 COLUMNS = ("variance", "angle_rad", "ratio", "dx", "dy")
 
 
@@ -37,7 +40,7 @@ def spatial_parameters(n_scales=4, n_angles=4, n_ratios=3, n_angles_grow=0, fami
     fields, then the round ones (ratio 1): these for the first angle only ("published", "exact": 144 rows of
     the paper's 4, 4, 3), or repeated for every angle ("norse-1.1.0": 192 rows; FIDELITY 1).  n_angles_grow >
     0 adds to the i-th ratio fields at n_angles + i * n_angles_grow angles and, as published, sorts the rows.
-    ValueError for counts below 1. """
+    ValueError for counts below 1."""
     if family not in FAMILIES:
         raise ValueError(f"receptive fields {family!r}: want one of {', '.join(FAMILIES)}")
     if min(n_scales, n_angles, n_ratios) < 1 or n_angles_grow < 0:
@@ -91,7 +94,7 @@ def exact_axes(rows, size):
     The published deviations would be 1.5 pixels and less too large for the kernel, or too small for the grid.
     These keep the ratio and go, in equal steps of log variance, from a short axis of `SMALLEST_SIGMA` at
     variance 1 to a long axis of size / `DEVIATIONS` at variance 8, where both meet in between if that is no
-    room. """
+    room."""
     variance, _, ratio, *_ = rows.double().unbind(-1)
     low, high = torch.log(SMALLEST_SIGMA * ratio), torch.log(size / DEVIATIONS / ratio)
     middle = (low + high) / 2
@@ -150,23 +153,20 @@ def bank_layout(n, out_channels, in_channels, family="published"):
     float32.
 
     More outputs than inputs: field o on output o.  Otherwise field i on input i, so that all outputs start
-    identical, as published (FIDELITY 4); "exact" weights the inputs of output o by the o-th discrete cosine,
-    so that outputs start different, orthogonal and equally strong (FIDELITY 52).  More inputs than fields,
-    where the published code breaks: field o on output o. """
+    identical, as published (FIDELITY 4); "exact" mixes the inputs by random orthogonal weights, so that
+    outputs start different (FIDELITY 52).  More inputs than fields, where the published code breaks: field o
+    on output o."""
     amplitude = torch.ones(out_channels, in_channels)
     if out_channels > in_channels or in_channels > n:
         return (torch.arange(out_channels) % n)[:, None].repeat(1, in_channels), amplitude
     if family == "exact":
-        places = math.pi / in_channels * (torch.arange(in_channels) + 0.5)
-        cosines = torch.cos(torch.arange(out_channels)[:, None] * places) * math.sqrt(2 / in_channels)
-        amplitude = torch.where(torch.arange(out_channels)[:, None] == 0, in_channels**-0.5, cosines)
+        amplitude = MIXING_GAIN * torch.linalg.qr(torch.randn(in_channels, in_channels)).Q[:out_channels]
     return torch.arange(in_channels).repeat(out_channels, 1), amplitude
 
 
-def bank_weights(kernels, out_channels, in_channels, family="published"):
-    """Convolution weights (out_channels, in_channels, size, size) from the bank `kernels` (N, size, size),
-    laid out by `bank_layout`."""
-    field, amplitude = bank_layout(len(kernels), out_channels, in_channels, family)
+def bank_weights(kernels, field, amplitude):
+    """Convolution weights (out_channels, in_channels, size, size) from the bank `kernels` (N, size, size), as
+    `bank_layout` lays it out."""
     return kernels[field] * amplitude[..., None, None]
 
 

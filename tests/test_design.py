@@ -11,9 +11,10 @@ MAX_LINES = 350
 LEVELS = {
     0: {"config", "receptive_fields", "temporal", "coordinates", "losses", "visualization", "films"}
     | {"render", "motion", "outlines", "gerd_pictures", "gerd_masks", "affine_gaussian", "cascades"}
-    | {"convolution", "results", "field_weights", "archive"},
+    | {"convolution", "results", "field_weights", "archive", "theory_figures"},
     1: {"model", "dataset", "event_files", "persistence", "callbacks"},
-    2: {"generate_data", "learn_shapes", "checkpoints"},
+    2: {"generate_data", "learn_shapes", "checkpoints", "family_distance"}
+    | {"spatial_covariance", "temporal_covariance"},
     3: {"evaluate", "track", "covariance", "export", "report", "sweep"},
     4: {"demo"},
 }
@@ -21,12 +22,13 @@ LEVEL = {module: level for level, modules in LEVELS.items() for module in module
 # rendering is one idea, split for its length
 RENDER = ("outlines", "gerd_masks", "gerd_pictures", "motion", "render")  # each may import those before it
 SAME_LEVEL = {(later, earlier) for i, later in enumerate(RENDER) for earlier in RENDER[:i]}
-SAME_LEVEL |= {("films", "visualization")}  # so are pictures
+SAME_LEVEL |= {("films", "visualization"), ("theory_figures", "visualization")}  # so are pictures
 SPACE = ("affine_gaussian", "receptive_fields", "field_weights")  # so is the theory over space
 SAME_LEVEL |= {(later, earlier) for i, later in enumerate(SPACE) for earlier in SPACE[:i]}
+SAME_LEVEL |= {("temporal_covariance", "spatial_covariance")}
 SAME_LEVEL |= {("checkpoints", "learn_shapes"), ("event_files", "dataset")}  # and files,
 SAME_LEVEL |= {("callbacks", "persistence")}  # and what outlives a run
-PLOTTERS = {"visualization"}
+PLOTTERS = {"visualization", "theory_figures"}
 TRAINERS = {"learn_shapes", "callbacks", "persistence"} | LEVELS[3] | LEVELS[4]  # split off for length
 
 

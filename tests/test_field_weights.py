@@ -45,8 +45,9 @@ def events(T=4):
 @pytest.mark.parametrize("size", KERNEL_SIZES)
 @pytest.mark.parametrize("out_channels, in_channels", [(24, 2), (24, 24), (3, 24)])
 def test_weights_start_as_those_of_the_exact_bank(size, out_channels, in_channels):
-    wanted = bank_weights(spatial_kernels(ROWS, size, "exact"), out_channels, in_channels, "exact")
-    weight = field_weights(size, out_channels, in_channels).weight
+    layout = bank_layout(len(ROWS), out_channels, in_channels, "exact")
+    wanted = bank_weights(spatial_kernels(ROWS, size, "exact"), *layout)
+    weight = FieldWeights(ROWS, size, *layout).weight
     assert weight.dtype == torch.float32
     torch.testing.assert_close(weight, wanted, rtol=1e-4, atol=1e-5)
 
@@ -139,6 +140,7 @@ def test_deviations_stay_within_what_the_kernel_holds(size):
 
 def test_weights_move_between_dtypes():
     weights = field_weights().double()
-    assert weights.weight.dtype == torch.float64 and weights.float().weight.dtype == torch.float32
-    half = field_weights().to(torch.bfloat16)
-    torch.testing.assert_close(half.weight.float(), field_weights().weight, rtol=0.1, atol=0.02)
+    before = weights.weight
+    assert before.dtype == torch.float64 and weights.float().weight.dtype == torch.float32
+    half = weights.to(torch.bfloat16)
+    torch.testing.assert_close(half.weight.double(), before, rtol=0.1, atol=0.02)

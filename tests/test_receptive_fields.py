@@ -14,6 +14,7 @@ from receptive_fields import (
     DERIVATIVES,
     DOMAIN,
     KERNEL_SIZES,
+    MIXING_GAIN,
     SMALLEST_SIGMA,
     bank_layout,
     bank_weights,
@@ -203,14 +204,17 @@ def test_exact_kernels_are_the_gaussians_derivatives(size):
     torch.testing.assert_close(spatial_kernels(rows[order], size, "exact"), kernels[order].float())
 
 
-def test_exact_weights_start_different_orthogonal_and_equally_strong():
-    kernels = torch.rand(24, 3, 3, generator=torch.Generator().manual_seed(0))
+def test_exact_weights_start_different_and_orthogonal():
+    torch.manual_seed(0)
+    kernels = torch.rand(24, 3, 3)
     field, amplitude = bank_layout(24, 24, 24, "exact")
     assert torch.equal(field, torch.arange(24).repeat(24, 1))
-    torch.testing.assert_close(amplitude @ amplitude.T, torch.eye(24), rtol=0, atol=1e-6)
-    weights = bank_weights(kernels, 3, 24, "exact")
-    torch.testing.assert_close(weights, bank_layout(24, 3, 24, "exact")[1][..., None, None] * kernels)
-    first = bank_weights(kernels, 24, 2, "exact")
+    torch.testing.assert_close(amplitude @ amplitude.T, MIXING_GAIN**2 * torch.eye(24), rtol=0, atol=1e-5)
+    field, amplitude = bank_layout(24, 3, 24, "exact")
+    torch.testing.assert_close(amplitude @ amplitude.T, MIXING_GAIN**2 * torch.eye(3), rtol=0, atol=1e-5)
+    weights = bank_weights(kernels, field, amplitude)
+    torch.testing.assert_close(weights, amplitude[..., None, None] * kernels)
+    first = bank_weights(kernels, *bank_layout(24, 24, 2, "exact"))
     assert torch.equal(first[:, 0], kernels) and torch.equal(first[:, 1], kernels)
 
 
@@ -265,7 +269,7 @@ def test_gaussians_sum_to_one_and_have_their_covariance():
 
 def test_weights_of_more_outputs_than_inputs_hold_a_field_per_output():
     kernels = torch.arange(24.0 * 9).view(24, 3, 3)
-    weights = bank_weights(kernels, 24, 2)
+    weights = bank_weights(kernels, *bank_layout(24, 24, 2))
     assert weights.shape == (24, 2, 3, 3)
     assert torch.equal(weights[:, 0], kernels) and torch.equal(weights[:, 1], kernels)
 
@@ -273,14 +277,14 @@ def test_weights_of_more_outputs_than_inputs_hold_a_field_per_output():
 @pytest.mark.parametrize("out_channels, in_channels", [(24, 24), (3, 24), (4, 16)])
 def test_weights_of_no_more_outputs_than_inputs_hold_a_field_per_input(out_channels, in_channels):
     kernels = torch.arange(24.0 * 9).view(24, 3, 3)
-    weights = bank_weights(kernels, out_channels, in_channels)
+    weights = bank_weights(kernels, *bank_layout(24, out_channels, in_channels))
     assert weights.shape == (out_channels, in_channels, 3, 3)
     assert all(torch.equal(row, kernels[:in_channels]) for row in weights)
 
 
 def test_weights_of_more_inputs_than_fields():
     kernels = torch.arange(4.0 * 9).view(4, 3, 3)
-    weights = bank_weights(kernels, 4, 16)
+    weights = bank_weights(kernels, *bank_layout(4, 4, 16))
     assert weights.shape == (4, 16, 3, 3)
     assert all(torch.equal(weights[:, i], kernels) for i in range(16))
 
