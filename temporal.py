@@ -32,6 +32,7 @@ DT_S = 1e-3  # one time step in seconds
 V_TH = 0.1  # firing threshold of the paper's LIF neurons
 ALPHA = 10.0  # steepness of the surrogate gradient (FIDELITY 5)
 BACKENDS = ("auto", "loop", "norse")
+BLOCK = 2**15  # cells of a step that one thread scans at a time: its currents and voltages stay in cache
 
 
 def leaky_integrate(current, p: LIBoxParameters, state: LIBoxState | None = None, dt=DT_S, backend="auto"):
@@ -45,7 +46,11 @@ def leaky_integrate(current, p: LIBoxParameters, state: LIBoxState | None = None
     if backend == "norse":
         return _walk(li_box_feed_forward_step, current, p, _rest(LIBoxState, current, p, state), dt)
     decay, v0 = _prepare(current, p, state, dt)
-    voltages = (_li_loop if backend == "loop" else _LeakyIntegrator.apply)(current, decay, v0)
+    if backend == "loop":
+        voltages = _li_loop(current, decay, v0)
+    else:
+        *flat, restore = _flat(current, decay, v0)
+        voltages = restore(_LeakyIntegrator.apply(*flat))
     return voltages, LIBoxState(voltages[-1])
 
 
@@ -65,7 +70,11 @@ def leaky_integrate_and_fire(
         )
     decay, v0 = _prepare(current, p, state, dt)
     v_th, alpha = (torch.as_tensor(value, device=decay.device).to(decay.dtype) for value in (p.v_th, p.alpha))
-    spikes, v = (_lif_loop if backend == "loop" else _IntegrateAndFire.apply)(current, decay, v0, v_th, alpha)
+    if backend == "loop":
+        spikes, v = _lif_loop(current, decay, v0, v_th, alpha)
+    else:
+        *flat, restore = _flat(current, decay, v0)
+        spikes, v = map(restore, _IntegrateAndFire.apply(*flat, v_th, alpha))
     return spikes, LIFBoxFeedForwardState(v)
 
 
@@ -104,6 +113,11 @@ def _walk(cell, current, p, state, dt):
 
 
 # --- the scans ---
+#
+# One step of the paper's first layer is larger than a cache, so step after step every operation would fetch
+# from memory and write back.  The scans walk through all of time with one block of a step before they turn to
+# the next block: currents and voltages pass through memory once, the rest stays in cache.  They see
+# current (T, 1 or K, n), decay (K, 1 or n), v0 (K, n).
 
 
 class _LeakyIntegrator(torch.autograd.Function):
@@ -116,29 +130,26 @@ class _LeakyIntegrator(torch.autograd.Function):
     @staticmethod
     def forward(ctx, current, decay, v0):
         voltages = v0.new_empty((len(current), *v0.shape))
-        v = v0
-        for t, x in enumerate(current):
-            v = torch.add(v, decay * (x - v), out=voltages[t])
+        for x, d, v, out in _blocks(current, decay, v0, voltages):
+            for x_t, v_t in zip(x, out, strict=True):
+                v = torch.lerp(v, x_t.to(v.dtype), d, out=v_t)
         ctx.save_for_backward(voltages, decay, v0)
         ctx.current = current.shape, current.dtype
         return voltages
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_voltages):
         voltages, decay, v0 = ctx.saved_tensors
-        keep = 1 - decay
-        grad_decay = torch.zeros_like(voltages[0]) if ctx.needs_input_grad[1] else None
-        grad_current = _gradient_like(ctx, voltages)
-        g = torch.zeros_like(v0)
-        for t in range(len(voltages) - 1, -1, -1):
-            g = torch.addcmul(grad_voltages[t], g, keep)
-            if grad_decay is not None:
-                grad_decay.addcmul_(g, voltages[t] - (voltages[t - 1] if t else v0))
-            if grad_current is not None:
-                grad_current[t] = (decay * g).sum_to_size(grad_current.shape[1:])
-        if grad_decay is not None:
-            grad_decay = (grad_decay / decay).sum_to_size(decay.shape)
-        return grad_current, grad_decay, g * keep if ctx.needs_input_grad[2] else None
+        grads, add = _gradients(ctx, v0)
+        for dv, v, d, start, *grad in _blocks(grad_voltages, voltages, decay, v0, *grads):
+            keep, g, change = 1 - d, torch.zeros_like(start), torch.empty_like(start)
+            for t in range(len(v) - 1, -1, -1):
+                torch.addcmul(dv[t], g, keep, out=g)
+                torch.sub(v[t], v[t - 1] if t else start, out=change)
+                add(*grad, t, d, g, change)
+            torch.mul(g, keep, out=grad[-1])
+        return _finished(ctx, grads, decay)
 
 
 class _IntegrateAndFire(torch.autograd.Function):
@@ -152,46 +163,75 @@ class _IntegrateAndFire(torch.autograd.Function):
     @staticmethod
     def forward(ctx, current, decay, v0, v_th, alpha):
         before_reset = v0.new_empty((len(current), *v0.shape))
-        spikes = torch.empty_like(before_reset)
-        v = v0
-        for t, x in enumerate(current):
-            u = torch.add(v, decay * (x - v), out=before_reset[t])
-            torch.gt(u - v_th, 0, out=spikes[t])
-            v = (1 - spikes[t]) * u
+        spikes, last = torch.empty_like(before_reset), torch.empty_like(v0)
+        for x, d, start, u, z, v in _blocks(current, decay, v0, before_reset, spikes, last):
+            v.copy_(start)
+            change = torch.empty_like(v)
+            for x_t, u_t, z_t in zip(x, u, z, strict=True):
+                change = torch.sub(x_t, v, out=change).mul_(d)
+                torch.add(v, change, out=u_t)
+                torch.gt(u_t, v_th, out=z_t)
+                torch.addcmul(u_t, u_t, z_t, value=-1, out=v)
         ctx.save_for_backward(before_reset, decay, v0, v_th, alpha)
         ctx.current = current.shape, current.dtype
-        return spikes, v
+        return spikes, last
 
     @staticmethod
-    def backward(ctx, grad_spikes, grad_v):
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_spikes, grad_last):
         before_reset, decay, v0, v_th, alpha = ctx.saved_tensors
-        keep = 1 - decay
-        grad_decay = torch.zeros_like(before_reset[0]) if ctx.needs_input_grad[1] else None
-        grad_current = _gradient_like(ctx, before_reset)
-        h = grad_v
-        for t in range(len(before_reset) - 1, -1, -1):
-            u = before_reset[t]
-            distance = u - v_th
-            slope = (alpha * distance.abs() + 1).pow_(-2)
-            g = torch.where(distance > 0, 0, h) + (grad_spikes[t] - u * h) * slope
-            if grad_decay is not None:
-                grad_decay.addcmul_(g, u - (_reset(before_reset[t - 1], v_th) if t else v0))
-            if grad_current is not None:
-                grad_current[t] = (decay * g).sum_to_size(grad_current.shape[1:])
-            h = g * keep
-        if grad_decay is not None:
-            grad_decay = (grad_decay / decay).sum_to_size(decay.shape)
-        return grad_current, grad_decay, h if ctx.needs_input_grad[2] else None, None, None
+        grads, add = _gradients(ctx, v0)
+        for dz, dv, u, d, start, *grad in _blocks(grad_spikes, grad_last, before_reset, decay, v0, *grads):
+            keep, h = 1 - d, dv.clone()
+            g, slope, before, z, z_before = (torch.empty_like(h) for _ in range(5))
+            torch.gt(u[-1], v_th, out=z)
+            for t in range(len(u) - 1, -1, -1):
+                torch.sub(u[t], v_th, out=slope).abs_().mul_(alpha).add_(1)
+                torch.addcmul(dz[t], u[t], h, value=-1, out=g).div_(slope.mul_(slope))
+                g.add_(torch.addcmul(h, h, z, value=-1, out=h))
+                if t:  # v[t-1] = (1 - z[t-1]) u[t-1]
+                    torch.gt(u[t - 1], v_th, out=z_before)
+                    torch.addcmul(u[t - 1], u[t - 1], z_before, value=-1, out=before)
+                    z, z_before = z_before, z
+                add(*grad, t, d, g, torch.sub(u[t], before if t else start, out=before))
+                torch.mul(g, keep, out=h)
+            grad[-1].copy_(h)
+        return *_finished(ctx, grads, decay), None, None
 
 
-def _gradient_like(ctx, voltages):
-    """Room for the gradient at the current, in its own dtype (bfloat16 under autocast), if it is wanted."""
-    shape, dtype = ctx.current
-    return voltages.new_empty(shape, dtype=dtype) if ctx.needs_input_grad[0] else None
+def _gradients(ctx, v0):
+    """Room for the gradients at the current, at the decay as sum_t g[t] (v[t] - v[t-1]), and at v0; and the
+    function that adds step t to a block of the first two."""
+    T, groups, n = ctx.current[0]
+    alone = groups == len(v0)  # else K gradients add up in one current's
+    current = (v0.new_empty if alone else v0.new_zeros)((T, groups, n))
+
+    def add(current, changes, v0, t, decay, g, change):
+        changes.addcmul_(g, change)
+        if alone:
+            torch.mul(g, decay, out=current[t])
+        else:
+            current[t].addcmul_(g, decay)
+
+    return (current, torch.zeros_like(v0), torch.empty_like(v0)), add
 
 
-def _reset(u, v_th):
-    return torch.where(u - v_th > 0, 0, u)
+def _finished(ctx, grads, decay):
+    """The gradients that are wanted: current (in its own dtype: bfloat16 under autocast), decay, v0."""
+    current, changes, v0 = grads
+    gradients = current.to(ctx.current[1]), (changes / decay).sum_to_size(decay.shape), v0
+    return tuple(grad if ctx.needs_input_grad[i] else None for i, grad in enumerate(gradients))
+
+
+def _blocks(*tensors):
+    """Tensors (T, K, n), (T, 1, n), (K, n) and (K, 1) of the same K and n, by blocks of n and by k."""
+    first = next(tensor for tensor in tensors if tensor.dim() == 3)
+    K, n = max(tensor.shape[-2] for tensor in tensors), first.shape[-1]
+    size = BLOCK * torch.get_num_threads()
+    for start in range(0, n, size):
+        for k in range(K):
+            rows = (t.select(-2, k if t.shape[-2] > 1 else 0) for t in tensors)
+            yield [row if row.shape[-1] == 1 else row[..., start : start + size] for row in rows]
 
 
 class _SuperSpike(torch.autograd.Function):
@@ -216,6 +256,38 @@ def _prepare(current, p, state, dt):
     step = torch.broadcast_shapes(current.shape[1:], decay.shape)
     v0 = current.new_zeros(()) if state is None else state.v
     return decay, v0.to(torch.promote_types(current.dtype, decay.dtype)).expand(step)
+
+
+def _flat(current, decay, v0):
+    """Views of current, decay and v0 as the scans see them, (T, 1 or K, n), (K, 1 or n) and (K, n), in the
+    order of memory, and the function that turns results (..., K, n) back into steps.
+
+    K: the rates' leading axis where they have no other, else 1.  n: the rest of a step; where rates differ
+    along it, decay does too.
+    """
+    step = v0.shape
+    leading = decay.dim() == len(step) > 0 and decay.numel() == len(decay)
+    K, groups = (len(decay), current.shape[1]) if leading else (1, 1)
+    if not leading:
+        current = current.expand(len(current), *step)
+        decay = decay.expand(step) if decay.numel() > 1 else decay
+    if len(step) > 3 and not current.is_contiguous() and _channels_last(current).is_contiguous():
+        shape = _channels_last(v0).shape
+        current, v0 = _channels_last(current), _channels_last(v0)
+        decay = decay if leading or decay.numel() == 1 else _channels_last(decay)
+
+        def restore(flat):
+            return flat.view(flat.shape[:-2] + shape).movedim(-1, -3)
+    else:
+
+        def restore(flat):
+            return flat.view(flat.shape[:-2] + step)
+
+    return current.reshape(len(current), groups, -1), decay.reshape(K, -1), v0.reshape(K, -1), restore
+
+
+def _channels_last(tensor):
+    return tensor.movedim(-3, -1)
 
 
 def _rest(state_type, current, p, state):
