@@ -103,6 +103,9 @@ class Config:
         "convolution: over frequencies, directly, or auto: whichever is faster",
         ("auto", "direct", "spectral"),
     )
+    checkpoint_activations: int = flag(
+        1, "compute the first layer's activations again in the backward pass instead of keeping them"
+    )
     # loss and optimisation
     regularization: str = option("js", "regulariser of the heat maps", ("none", "js", "kl", "var"))
     regularization_scale: float = option(1e-4, "weight of that regulariser")

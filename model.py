@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from config import Config
 from convolution import convolve
 from field_weights import FieldWeights
+from pooling import average_pool, max_pool
 from receptive_fields import (
     KERNEL_SIZES,
     bank_layout,
@@ -29,14 +30,7 @@ from receptive_fields import (
     spatial_parameters,
     temporal_rates_hz,
 )
-from temporal import (
-    ALPHA,
-    V_TH,
-    LIBoxParameters,
-    LIFBoxParameters,
-    leaky_integrate,
-    leaky_integrate_and_fire,
-)
+from response import layer_response, respond
 
 SKIP_WEIGHT = 0.9
 POOLING = 16  # pixels of the field per cell in front of the read-out, per axis
@@ -53,20 +47,6 @@ class Response(NamedTuple):
     heatmaps: Tensor  # (T, B, N, h, w), not rectified
     state: NetworkState
     activities: Tensor  # (channels,) lif: mean spikes per step and cell over the layers; else 0
-
-
-def respond(net, current, rate_hz, state=None, backend="auto"):
-    """Neurons' outputs and state under `current` (T, ...): "li" leaky integrators, rectified behind the
-    state; "lif" spikes; "ann" ReLU, with no state. rate_hz: 1 / tau, broadcast with a step."""
-    if net == "ann":
-        return F.relu(current), None
-    if net == "li":
-        voltages, state = leaky_integrate(
-            current, LIBoxParameters(tau_mem_inv=rate_hz), state, backend=backend
-        )
-        return F.relu(voltages), state
-    p = LIFBoxParameters(tau_mem_inv=rate_hz, v_th=torch.as_tensor(V_TH), alpha=torch.as_tensor(ALPHA))
-    return leaky_integrate_and_fire(current, p, state, backend=backend)
 
 
 class StepwiseBatchNorm2d(nn.BatchNorm2d):
@@ -106,17 +86,17 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
 class SpatialRF(nn.Module):
     """[Batch norm and] convolution with a bank of receptive fields, over frames (T, K, B, C, H, W)."""
 
-    def __init__(
-        self, in_channels, out_channels, kernel_size, batch_normalization=False, convolution="auto"
-    ):
+    def __init__(self, in_channels, out_channels, kernel_size, batch_normalization=False, convolution="auto"):
         super().__init__()
         self.convolution = convolution
         self.spatial = nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", bias=False)
         self.norm = StepwiseBatchNorm2d(in_channels) if batch_normalization else None
 
+    def normalise(self, frames, channels=1):
+        return frames if self.norm is None else self.norm(frames, channels)
+
     def forward(self, frames, channels=1):
-        if self.norm is not None:
-            frames = self.norm(frames, channels)
+        frames = self.normalise(frames, channels)
         current = convolve(frames.flatten(0, 2), self.spatial.weight, self.convolution)
         return current.unflatten(0, frames.shape[:3])
 
@@ -131,41 +111,24 @@ class TemporalRF(nn.Module):
             self.tau_mem_inv = nn.Parameter(rate_hz)
 
     def forward(self, current, state=None):
-        return respond(
-            self.net, current, None if self.net == "ann" else self.tau_mem_inv, state, self.backend
-        )
+        rate_hz = None if self.net == "ann" else self.tau_mem_inv
+        out, state = respond(self.net, current, rate_hz, state, self.backend)
+        return out if self.net == "lif" else F.relu(out), state
 
 
 class SpatioTemporalRF(nn.Module):
     """One layer of one temporal channel: average-pool -> spatial -> temporal [+ skip]."""
 
-    def __init__(self, spatial, temporal, skip_connection=False):
+    def __init__(self, spatial, temporal, skip_connection=False, recompute=False):
         super().__init__()
         self.skip_weight = nn.Parameter(torch.full((1,), SKIP_WEIGHT))
-        self.spatial, self.temporal, self.skip_connection = spatial, temporal, skip_connection
+        self.spatial, self.temporal = spatial, temporal
+        self.skip_connection, self.recompute = skip_connection, recompute
 
     def forward(self, frames, state=None):
         """(T, B, C, H, W) and a state to (T, B, N, H // 2, W // 2) and a state."""
-        out, state = layer_response([self], frames[:, None], state)
+        out, state, _ = layer_response([self], average_pool(frames)[:, None], state)
         return out[:, 0], state
-
-
-def layer_response(fields, frames, state=None, channels=None):
-    """K fields that share one SpatialRF, at once: the layer's outputs (T, K, B, N, H // 2, W // 2) and state.
-
-    frames: (T, K, B, C, H, W), or (T, 1, B, C, H, W) where all fields see the same.  channels: how many
-    channels the frames stand for, K if None.
-    """
-    pooled = F.avg_pool2d(frames.flatten(0, 2), 2).unflatten(0, frames.shape[:3])
-    current = fields[0].spatial(pooled, channels or len(fields))  # T 1|K B N h w
-    temporal = fields[0].temporal
-    rates = None
-    if temporal.net != "ann":
-        rates = torch.stack([field.temporal.tau_mem_inv for field in fields]).view(-1, 1, 1, 1, 1)
-    out, state = respond(temporal.net, current, rates, state, temporal.backend)  # T K B N h w
-    if fields[0].skip_connection:
-        out = out + torch.stack([field.skip_weight for field in fields]).view(-1, 1, 1, 1, 1) * current
-    return out, state
 
 
 class SpatioTemporalChannel(nn.Module):
@@ -187,15 +150,15 @@ def channels_response(channels, frames, states, count=None):
     Returns (T, K, B, N, H // 16, W // 16), a state per layer, and each channel's activity (K,).  count: how
     many channels these stand for, K if None.
     """
-    out, new_states, activities = frames[:, None], [], []
-    for fields, state in zip(zip(*(c.spatiotemporal for c in channels), strict=True), states, strict=True):
-        out, state = layer_response(fields, out, state, count)
+    pooled = average_pool(frames).movedim(-3, -1).contiguous().movedim(-1, -3)  # channels last in memory
+    out, new_states, activities = pooled[:, None], [], []
+    layers = list(zip(*(channel.spatiotemporal for channel in channels), strict=True))
+    pools = [average_pool] * (len(layers) - 1) + [max_pool]
+    for fields, state, pool in zip(layers, states, pools, strict=True):
+        out, state, activity = layer_response(fields, out, state, count, pool)
         new_states.append(state)
-        activities.append(
-            out.mean((0, 2, 3, 4, 5)) if fields[0].temporal.net == "lif" else out.new_zeros(out.shape[1])
-        )
-    pooled = F.max_pool2d(out.flatten(0, 2), 2).unflatten(0, out.shape[:3])
-    return pooled, tuple(new_states), torch.stack(activities).mean(0)
+        activities.append(activity)
+    return out, tuple(new_states), torch.stack(activities).mean(0)
 
 
 class SpatioTemporalModel(nn.Module):
@@ -312,6 +275,8 @@ def spatiotemporal_channel(config, spatial, rate_hz):
     temporals = [TemporalRF(config.net, rate_hz.clone(), config.temporal_backend) for _ in KERNEL_SIZES]
     if config.weight_sharing:
         temporals = temporals[:1] * len(KERNEL_SIZES)
+    recompute = (bool(config.checkpoint_activations), False, False)  # where it costs next to nothing
     return SpatioTemporalChannel(
-        SpatioTemporalRF(s, t, bool(config.skip_connections)) for s, t in zip(spatial, temporals, strict=True)
+        SpatioTemporalRF(s, t, bool(config.skip_connections), r)
+        for s, t, r in zip(spatial, temporals, recompute, strict=True)
     )

@@ -11,7 +11,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from archive import GIB, ArchiveError, load_archive, save_whole
 
 MAX_BYTES = 4 * GIB
-FREE = ("num_workers", "temporal_backend", "convolution")  # settings that may change when a run goes on
+# settings that may change when a run goes on
+FREE = ("num_workers", "temporal_backend", "convolution", "checkpoint_activations")
 
 
 class TrainingError(RuntimeError):

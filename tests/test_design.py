@@ -18,10 +18,13 @@ LEVELS = {
     3: {"evaluate", "track", "covariance", "export", "report", "sweep"},
     4: {"demo"},
 }
+LEVELS[0] |= {"pooling", "temporal_scan", "temporal_triton"}
+LEVELS[1] |= {"response"}
 LEVEL = {module: level for level, modules in LEVELS.items() for module in modules}
 # rendering is one idea, split for its length
 RENDER = ("outlines", "gerd_masks", "gerd_pictures", "motion", "render")  # each may import those before it
 SAME_LEVEL = {(later, earlier) for i, later in enumerate(RENDER) for earlier in RENDER[:i]}
+SAME_LEVEL |= {("model", "response"), ("temporal", "temporal_scan"), ("temporal", "temporal_triton")}
 SAME_LEVEL |= {("films", "visualization"), ("theory_figures", "visualization")}  # so are pictures
 SPACE = ("affine_gaussian", "receptive_fields", "field_weights")  # so is the theory over space
 SAME_LEVEL |= {(later, earlier) for i, later in enumerate(SPACE) for earlier in SPACE[:i]}
