@@ -1,15 +1,20 @@
 # make demo    train two small networks on freshly rendered events; pictures go to demo/
+# make board   TensorBoard on what the demo logged, or on LOGS=...: open the address that it prints
 # make test    ruff and the whole test suite
 # make clean   remove .venv and demo/
 # The first call installs into .venv (PYTHON=python3.12 picks another Python, 3.10 or later); later ones start at once.
 
 PYTHON ?= python3
 BIN := .venv/bin
+LOGS ?= demo/logs
 
-.PHONY: demo test lint clean
+.PHONY: demo board test lint clean
 
 demo: .venv/runtime.stamp
 	$(BIN)/python demo.py
+
+board: .venv/runtime.stamp
+	$(BIN)/tensorboard --logdir $(LOGS)
 
 test: lint
 	$(BIN)/python -m pytest

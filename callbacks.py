@@ -11,16 +11,32 @@ from pathlib import Path
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch.utils.tensorboard.summary import hparams
 
 from archive import locked, save_whole, write_whole
 from persistence import TrainingError
 from visualization import kernel_grid, prediction_panel
 
 PICTURE_EVERY = 1000  # optimiser steps between pictures, kernels and time constants, as published
+DRAWING_FAILS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError)
+DRAWING_FAILS += (OSError, RuntimeError, TypeError, ValueError)
 
 
-class Published(Callback):
+class Drawing(Callback):
+    """Pictures that cannot be drawn never stop a run: the first failure is told, with its cause."""
+
+    complained = False
+
+    def picture(self, trainer, tag, step, draw, *arrays):
+        """Log what draw(*arrays) returns, uint8 (H, W, 3)."""
+        try:
+            trainer.logger.experiment.add_image(tag, draw(*arrays), step, dataformats="HWC")
+        except DRAWING_FAILS as error:
+            if not self.complained:
+                print(f"no picture {tag} at step {step}: {error!r}", file=sys.stderr)
+            self.complained = True
+
+
+class Published(Drawing):
     """What the published program leaves behind: a CSV line per validation, and every `PICTURE_EVERY` steps
     kernels and time constants as files, pictures and histograms."""
 
@@ -29,19 +45,12 @@ class Published(Callback):
         self.csv = self.log_root / f"{name}_{Path(data_root).name}.csv"
         self.best_error_px = math.inf
         self.error_px = None  # of the last validation, until training goes on: a checkpoint's own error
-        self.complained = False
 
     def state_dict(self):
         return {"best_error_px": self.best_error_px, "error_px": self.error_px}
 
     def load_state_dict(self, state):
         self.best_error_px = state["best_error_px"]
-
-    def on_fit_start(self, trainer, model):
-        metrics = dict.fromkeys(("hp_metric", "val/error_px"))
-        settings = {name: str(value) for name, value in model.hparams.items()}
-        for summary in hparams(settings, metrics) if trainer.is_global_zero else ():
-            trainer.logger.experiment.file_writer.add_summary(summary)
 
     def on_validation_end(self, trainer, model):
         if trainer.is_global_zero and not trainer.sanity_checking:
@@ -96,21 +105,12 @@ class Published(Callback):
         for layer, rates in taus.items():
             trainer.logger.experiment.add_histogram(f"taus/block/{layer}", torch.stack(rates), step)
         for weight, name in kernels:
-            self._picture(trainer, f"kernel/{name}", step, drawn, weight)
+            self.picture(trainer, f"kernel/{name}", step, drawn, weight)
 
     def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
         if "panel" in outputs and trainer.is_global_zero:
             arrays = (image.float().cpu().numpy() for image in outputs["panel"])
-            self._picture(trainer, "image/prediction", trainer.global_step - 1, prediction_panel, *arrays)
-
-    def _picture(self, trainer, tag, step, draw, *arrays):
-        """A picture that cannot be drawn never stops a run: the first failure is told, with its cause."""
-        try:
-            trainer.logger.experiment.add_image(tag, draw(*arrays), step, dataformats="HWC")
-        except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-            if not self.complained:
-                print(f"no picture {tag} at step {step}: {error!r}", file=sys.stderr)
-            self.complained = True
+            self.picture(trainer, "image/prediction", trainer.global_step - 1, prediction_panel, *arrays)
 
 
 class Stop(Callback):

@@ -19,6 +19,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from board import PICTURE_FRAMES, Board, Record
 from callbacks import PICTURE_EVERY, Published, Stop, Stopped, explain
 from config import CommandLine, Config, add_settings, run_name
 from coordinates import COORDINATES, pixel_to_unit, unit_to_pixel
@@ -140,7 +141,8 @@ class ShapesModel(pl.LightningModule):
         self.log_dict({f"train/out/{i}": value for i, value in outputs.items()})
         result = {"loss": loss}
         if self.global_step % PICTURE_EVERY == 0:
-            result["panel"] = frames[-1, 0, 0], tracking.heatmaps[-1, 0, 0].detach(), targets[-1, 0, 0]
+            seen = frames[-PICTURE_FRAMES:, 0].sum((0, 1))  # one frame alone is a few scattered pixels
+            result["panel"] = seen, tracking.heatmaps[-1, 0, 0].detach(), targets[-1, 0, 0]
         return result
 
     def validation_step(self, batch, batch_idx):
@@ -253,7 +255,7 @@ def train(arguments):
     step = None if version is None else before["global_step"]
     logger = RunLogger(arguments["log_root"], name, version, purge_step=step)
     published = Published(arguments["log_root"], name, arguments["data_root"])
-    callbacks = [published, Stop(), LearningRateMonitor()]
+    callbacks = [published, Board(), Record(arguments["data_root"]), Stop(), LearningRateMonitor()]
     trainer = build_trainer(flags, logger, callbacks)
     loaders = {
         split: loader(

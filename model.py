@@ -184,6 +184,10 @@ class SpatioTemporalModel(nn.Module):
         )
         self._tie_time_constants()
 
+    def fields(self, scale=0):
+        """The receptive fields that the first channel of a spatial scale starts as: rows of a bank."""
+        return field_rows(self.config, scale)
+
     def groups(self):
         """Indices of channels that share spatial weights and so run as one batch."""
         n, stride = len(self.channels), len(self.channels) // self.config.n_temporal_scales
@@ -238,8 +242,8 @@ class SpatioTemporalModel(nn.Module):
                 field.temporal.tau_mem_inv.data = fields[0].temporal.tau_mem_inv.data
 
 
-def spatial_layers(config, scale):
-    """The three SpatialRFs of a channel; of one spatial scale alone with separate spatial channels."""
+def field_rows(config, scale):
+    """The fields of a channel; those of one spatial scale alone with separate spatial channels."""
     rows = spatial_parameters(
         config.n_spatial_scales,
         config.n_angles,
@@ -247,8 +251,12 @@ def spatial_layers(config, scale):
         config.n_angles_grow,
         config.receptive_fields,
     )
-    if config.separate_spatial_channels:
-        rows = rows[rows[:, 0] == 2.0**scale]
+    return rows[rows[:, 0] == 2.0**scale] if config.separate_spatial_channels else rows
+
+
+def spatial_layers(config, scale):
+    """The three SpatialRFs of a channel."""
+    rows = field_rows(config, scale)
     widths = (config.in_channels, len(rows), len(rows), config.n_classes)
     layers = [
         SpatialRF(n_in, n_out, size, bool(config.batch_normalization), config.convolution)

@@ -51,7 +51,14 @@ def kernel_grid(kernels):
 
 
 def kernel_bank(kernels, rows, path):
-    """The bank of kernels (n, h, w) as a labelled table, a PNG at `path`.
+    """The `bank_picture` as a PNG at `path`."""
+    picture = Image.fromarray(bank_picture(kernels, rows))
+    with whole_file(path) as partial:
+        picture.save(partial, "PNG")
+
+
+def bank_picture(kernels, rows):
+    """The bank of kernels (n, h, w) as a labelled table, uint8 RGB (H, W, 3).
 
     rows: (n, 5 or more), columns variance, angle_rad, ratio, dx, dy: the field behind each kernel.  The table
     has a line for each ratio and angle, and a column for each order of derivative (dx, dy) and variance; a
@@ -90,18 +97,17 @@ def kernel_bank(kernels, rows, path):
         name = f"ratio {ratio:.2f}, {math.degrees(angle):.0f}°"
         draw.text((left - 12, top + i * step_y + h * zoom / 2), name, BLACK, font(14), "rm")
     canvas.paste(bar, (left, canvas.height - bar.height - MARGIN // 2))
-    with whole_file(path) as partial:
-        canvas.save(partial, "PNG")
+    return np.array(canvas)
 
 
 def prediction_panel(frame, heatmap, target):
-    """Input frame (H, W), heat map (h, w) and target (h, w) side by side: uint8 RGB (400, 1000, 3).
+    """Input frame (H, W), heat map (h, w) and target (h, w) side by side: uint8 RGB (250, 600, 3).
 
     Axes are pixels of the frame.  The first and last cells of a map are centred on the borders of the frame,
     as coordinates are read from it.  Each panel has its own scale, from 0 to the value that its title states.
     """
     H, W = np.shape(frame)
-    figure = Figure(figsize=(10, 4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(6, 2.5), dpi=100, layout="constrained")  # a card of TensorBoard is 400 wide
     panels = ("input", frame, "gray_r"), ("heat map", heatmap, "viridis"), ("target", target, "viridis")
     for axes, (name, values, colours) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
         values = np.asarray(values, np.float32)
@@ -110,10 +116,13 @@ def prediction_panel(frame, heatmap, target):
         extent = (0, W, H, 0) if name == "input" else (-half_w, W + half_w, H + half_h, -half_h)
         most = values[np.isfinite(values)].max(initial=0.0)
         axes.imshow(values, cmap=colours, vmin=0, vmax=most, extent=extent)
-        axes.set(xlim=(0, W), ylim=(H, 0), title=f"{name}, 0 to {most:.2g}", xlabel="W in pixels")
+        axes.set(xlim=(0, W), ylim=(H, 0))
+        axes.set_title(f"{name}\n0 to {most:.2g}", fontsize=12)
+        axes.tick_params(labelsize=11)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-    figure.axes[0].set_ylabel("H in pixels")
+            axis.set_major_locator(MaxNLocator(3, integer=True, steps=[1, 2, 5, 10]))
+    figure.axes[0].set_ylabel("H in pixels", fontsize=11)
+    figure.axes[1].set_xlabel("W in pixels", fontsize=11)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]

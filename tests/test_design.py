@@ -12,7 +12,7 @@ LEVELS = {
     0: {"config", "receptive_fields", "temporal", "coordinates", "losses", "visualization", "films"}
     | {"render", "motion", "outlines", "gerd_pictures", "gerd_masks", "affine_gaussian", "cascades"}
     | {"convolution", "results", "field_weights", "archive", "theory_figures"},
-    1: {"model", "dataset", "event_files", "persistence", "callbacks"},
+    1: {"model", "dataset", "event_files", "persistence", "callbacks", "board"},
     2: {"generate_data", "learn_shapes", "checkpoints", "family_distance"}
     | {"spatial_covariance", "temporal_covariance"},
     3: {"evaluate", "track", "covariance", "export", "report", "sweep"},
@@ -30,9 +30,9 @@ SPACE = ("affine_gaussian", "receptive_fields", "field_weights")  # so is the th
 SAME_LEVEL |= {(later, earlier) for i, later in enumerate(SPACE) for earlier in SPACE[:i]}
 SAME_LEVEL |= {("temporal_covariance", "spatial_covariance")}
 SAME_LEVEL |= {("checkpoints", "learn_shapes"), ("event_files", "dataset")}  # and files,
-SAME_LEVEL |= {("callbacks", "persistence")}  # and what outlives a run
+SAME_LEVEL |= {("callbacks", "persistence"), ("board", "callbacks")}  # and what outlives a run
 PLOTTERS = {"visualization", "theory_figures"}
-TRAINERS = {"learn_shapes", "callbacks", "persistence"} | LEVELS[3] | LEVELS[4]  # split off for length
+TRAINERS = {"learn_shapes", "callbacks", "board", "persistence"} | LEVELS[3] | LEVELS[4]  # split for length
 
 
 def imported(tree):

@@ -73,7 +73,7 @@ def test_a_run_leaves_what_the_published_program_leaves(data, tmp_path, capsys):
         values
     )
     assert {"image/prediction", "kernel/channel/1/2", "kernel/classifier"} <= set(events.Tags()["images"])
-    assert set(events.Tags()["histograms"]) == {f"taus/block/{l}" for l in range(3)}
+    assert {f"taus/block/{l}" for l in range(3)} <= set(events.Tags()["histograms"])
     # on a square field an error of 1 in units is half the field in pixels
     assert values["val/error_px"][0][1] == pytest.approx(values["val/norm"][0][1] * 16, rel=1e-5)
     shapes = [values[f"val/error_px/{s}"][0][1] for s in ("circle", "square", "triangle")]

@@ -132,22 +132,22 @@ def test_the_panel_shows_a_map_where_coordinates_are_read():
     frame, heatmap = np.zeros((300, 300)), np.zeros((22, 22))
     heatmap[2, 19] = 0.5  # DSNT reads 2/21 and 19/21 of 300 pixels
     picture = prediction_panel(frame, heatmap, np.zeros((22, 22)))
-    assert picture.shape == (400, 1000, 3) and picture.dtype == np.uint8
-    dark = where(picture[200:201], VIOLET)[:, 1]  # viridis at 0: two panels in a line of pixels
-    panel = dark[dark < 685]
+    assert picture.shape == (250, 600, 3) and picture.dtype == np.uint8
+    dark = where(picture[150:151], VIOLET)[:, 1]  # viridis at 0: two panels in a line of pixels
+    panel = dark[dark < 410]
     yellow = where(picture, YELLOW)
     across = (yellow[:, 1].mean() - panel.min()) / (panel.max() - panel.min())
     column = where(picture[:, panel.min() + 5][:, None], VIOLET)[:, 0]
     down = (yellow[:, 0].mean() - column.min()) / (column.max() - column.min())
-    assert abs(across - 19 / 21) < 0.012 and abs(down - 2 / 21) < 0.012  # a quarter of a cell
+    assert abs(across - 19 / 21) < 0.02 and abs(down - 2 / 21) < 0.02  # less than half a cell
 
 
 @pytest.mark.filterwarnings("error")
 def test_the_panel_survives_maps_that_are_negative_broken_or_of_one_cell():
     negative = prediction_panel(np.ones((48, 64)), -np.ones((4, 5)), np.full((4, 5), np.nan))
-    assert len(where(negative, VIOLET)) > 50_000  # the lowest colour, for less than 0
+    assert len(where(negative, VIOLET)) > 15_000  # the lowest colour, for less than 0
     single = prediction_panel(np.ones((48, 64)), np.ones((1, 1)), np.zeros((1, 1)))
-    assert len(where(single, YELLOW)) > 50_000
+    assert len(where(single, YELLOW)) > 15_000
 
 
 def test_learning_curves_rise_and_fall_with_the_errors(tmp_path):
