@@ -95,8 +95,8 @@ class Config:
     )
     temporal_backend: str = option(
         "auto",
-        "scan over time: auto (fast), loop (readable), norse (step by step)",
-        ("auto", "loop", "norse"),
+        "scan over time: auto or fused (fast), loop (readable), norse (step by step)",
+        ("auto", "fused", "loop", "norse"),
     )
     convolution: str = option(
         "auto",

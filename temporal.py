@@ -6,14 +6,17 @@
                                   v[t] = (1 - z[t]) * u[t]
 
 Each equation stands here three times under one signature: walking Norse's cell ("norse", the judge), the
-readable loop ("loop") and the scan that keeps only the membrane voltages for its backward pass ("auto", the
-default).  Parameters and states are Norse's.
+readable loop ("loop") and the scan that keeps only the membrane voltages for its backward pass ("fused", what
+"auto" takes), by `temporal_scan.py` on a CPU and `temporal_triton.py` on a GPU.  Parameters and states are
+Norse's.
 Source: paper, Methods; `norse.torch.functional` (LI box, LIF box feed-forward).
 """
 
 import warnings
 
 import torch
+
+import temporal_scan
 
 with warnings.catch_warnings():  # Norse 1.1.0 still compiles with torch.jit, which torch 2.15 warns about
     warnings.simplefilter("ignore", FutureWarning)
@@ -31,8 +34,7 @@ with warnings.catch_warnings():  # Norse 1.1.0 still compiles with torch.jit, wh
 DT_S = 1e-3  # one time step in seconds
 V_TH = 0.1  # firing threshold of the paper's LIF neurons
 ALPHA = 10.0  # steepness of the surrogate gradient (FIDELITY 5)
-BACKENDS = ("auto", "loop", "norse")
-BLOCK = 2**15  # cells of a step that one thread scans at a time: its currents and voltages stay in cache
+BACKENDS = ("auto", "fused", "loop", "norse")
 
 
 def leaky_integrate(current, p: LIBoxParameters, state: LIBoxState | None = None, dt=DT_S, backend="auto"):
@@ -113,11 +115,6 @@ def _walk(cell, current, p, state, dt):
 
 
 # --- the scans ---
-#
-# One step of the paper's first layer is larger than a cache, so step after step every operation would fetch
-# from memory and write back.  The scans walk through all of time with one block of a step before they turn to
-# the next block: currents and voltages pass through memory once, the rest stays in cache.  They see
-# current (T, 1 or K, n), decay (K, 1 or n), v0 (K, n).
 
 
 class _LeakyIntegrator(torch.autograd.Function):
@@ -129,27 +126,17 @@ class _LeakyIntegrator(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, current, decay, v0):
-        voltages = v0.new_empty((len(current), *v0.shape))
-        for x, d, v, out in _blocks(current, decay, v0, voltages):
-            for x_t, v_t in zip(x, out, strict=True):
-                v = torch.lerp(v, x_t.to(v.dtype), d, out=v_t)
+        voltages = _kernels(current).integrate(current, decay, v0)
         ctx.save_for_backward(voltages, decay, v0)
-        ctx.current = current.shape, current.dtype
+        ctx.groups, ctx.dtype = current.shape[1], current.dtype
         return voltages
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_voltages):
         voltages, decay, v0 = ctx.saved_tensors
-        grads, add = _gradients(ctx, v0)
-        for dv, v, d, start, *grad in _blocks(grad_voltages, voltages, decay, v0, *grads):
-            keep, g, change = 1 - d, torch.zeros_like(start), torch.empty_like(start)
-            for t in range(len(v) - 1, -1, -1):
-                torch.addcmul(dv[t], g, keep, out=g)
-                torch.sub(v[t], v[t - 1] if t else start, out=change)
-                add(*grad, t, d, g, change)
-            torch.mul(g, keep, out=grad[-1])
-        return _finished(ctx, grads, decay)
+        gradients = _kernels(voltages).integrate_backward(grad_voltages, voltages, decay, v0, ctx.groups)
+        return _wanted(ctx, decay, *gradients)
 
 
 class _IntegrateAndFire(torch.autograd.Function):
@@ -162,76 +149,32 @@ class _IntegrateAndFire(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, current, decay, v0, v_th, alpha):
-        before_reset = v0.new_empty((len(current), *v0.shape))
-        spikes, last = torch.empty_like(before_reset), torch.empty_like(v0)
-        for x, d, start, u, z, v in _blocks(current, decay, v0, before_reset, spikes, last):
-            v.copy_(start)
-            change = torch.empty_like(v)
-            for x_t, u_t, z_t in zip(x, u, z, strict=True):
-                change = torch.sub(x_t, v, out=change).mul_(d)
-                torch.add(v, change, out=u_t)
-                torch.gt(u_t, v_th, out=z_t)
-                torch.addcmul(u_t, u_t, z_t, value=-1, out=v)
+        before_reset, spikes, last = _kernels(current).fire(current, decay, v0, v_th)
         ctx.save_for_backward(before_reset, decay, v0, v_th, alpha)
-        ctx.current = current.shape, current.dtype
+        ctx.groups, ctx.dtype = current.shape[1], current.dtype
         return spikes, last
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_spikes, grad_last):
-        before_reset, decay, v0, v_th, alpha = ctx.saved_tensors
-        grads, add = _gradients(ctx, v0)
-        for dz, dv, u, d, start, *grad in _blocks(grad_spikes, grad_last, before_reset, decay, v0, *grads):
-            keep, h = 1 - d, dv.clone()
-            g, slope, before, z, z_before = (torch.empty_like(h) for _ in range(5))
-            torch.gt(u[-1], v_th, out=z)
-            for t in range(len(u) - 1, -1, -1):
-                torch.sub(u[t], v_th, out=slope).abs_().mul_(alpha).add_(1)
-                torch.addcmul(dz[t], u[t], h, value=-1, out=g).div_(slope.mul_(slope))
-                g.add_(torch.addcmul(h, h, z, value=-1, out=h))
-                if t:  # v[t-1] = (1 - z[t-1]) u[t-1]
-                    torch.gt(u[t - 1], v_th, out=z_before)
-                    torch.addcmul(u[t - 1], u[t - 1], z_before, value=-1, out=before)
-                    z, z_before = z_before, z
-                add(*grad, t, d, g, torch.sub(u[t], before if t else start, out=before))
-                torch.mul(g, keep, out=h)
-            grad[-1].copy_(h)
-        return *_finished(ctx, grads, decay), None, None
+        before_reset, decay, v0, *constants = ctx.saved_tensors
+        arguments = grad_spikes, grad_last, before_reset, decay, v0, *constants, ctx.groups
+        return *_wanted(ctx, decay, *_kernels(v0).fire_backward(*arguments)), None, None
 
 
-def _gradients(ctx, v0):
-    """Room for the gradients at the current, at the decay as sum_t g[t] (v[t] - v[t-1]), and at v0; and the
-    function that adds step t to a block of the first two."""
-    T, groups, n = ctx.current[0]
-    alone = groups == len(v0)  # else K gradients add up in one current's
-    current = (v0.new_empty if alone else v0.new_zeros)((T, groups, n))
+def _kernels(tensor):
+    """The scans for this tensor's device."""
+    if tensor.device.type != "cuda":
+        return temporal_scan
+    import temporal_triton  # needs Triton, which comes with torch where there is a GPU
 
-    def add(current, changes, v0, t, decay, g, change):
-        changes.addcmul_(g, change)
-        if alone:
-            torch.mul(g, decay, out=current[t])
-        else:
-            current[t].addcmul_(g, decay)
-
-    return (current, torch.zeros_like(v0), torch.empty_like(v0)), add
+    return temporal_triton
 
 
-def _finished(ctx, grads, decay):
+def _wanted(ctx, decay, current, changes, v0):
     """The gradients that are wanted: current (in its own dtype: bfloat16 under autocast), decay, v0."""
-    current, changes, v0 = grads
-    gradients = current.to(ctx.current[1]), (changes / decay).sum_to_size(decay.shape), v0
+    gradients = current.to(ctx.dtype), (changes / decay).sum_to_size(decay.shape), v0
     return tuple(grad if ctx.needs_input_grad[i] else None for i, grad in enumerate(gradients))
-
-
-def _blocks(*tensors):
-    """Tensors (T, K, n), (T, 1, n), (K, n) and (K, 1) of the same K and n, by blocks of n and by k."""
-    first = next(tensor for tensor in tensors if tensor.dim() == 3)
-    K, n = max(tensor.shape[-2] for tensor in tensors), first.shape[-1]
-    size = BLOCK * torch.get_num_threads()
-    for start in range(0, n, size):
-        for k in range(K):
-            rows = (t.select(-2, k if t.shape[-2] > 1 else 0) for t in tensors)
-            yield [row if row.shape[-1] == 1 else row[..., start : start + size] for row in rows]
 
 
 class _SuperSpike(torch.autograd.Function):

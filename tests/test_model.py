@@ -25,7 +25,7 @@ OPTIONS = {
     "n_classes": (3, 1, 2),
     "n_spatial_scales": (1, 2),
     "n_temporal_scales": (3, 1, 2),
-    "temporal_backend": ("auto", "loop", "norse"),
+    "temporal_backend": ("auto", "fused", "loop", "norse"),
     "convolution": ("direct", "spectral"),
     "receptive_fields": ("published", "norse-1.1.0", "exact"),
     "regularization": ("js", "kl", "var", "none"),

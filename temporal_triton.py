@@ -1,0 +1,183 @@
+"""The scans of `temporal.py` as Triton kernels, for CUDA: one pass forward, one backward.
+
+A program takes BLOCK cells of a step through all of time: their voltage stays in registers, and each current,
+voltage and gradient passes through memory once.  Same equations, same saved tensors, same shapes as the scans
+of the CPU: current (T, 1 or K, n), decay (K, 1 or n), v0 (K, n).  States are float32 (float64 for float64)
+whatever the dtype of the current.  Tested on a CPU by Triton's interpreter (TRITON_INTERPRET=1).
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+BLOCK = 512  # cells of a program
+N_WARPS = 4
+
+
+@triton.jit
+def _cell(n, PER_CELL: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's k, its cells, which of them exist, and where their decay is."""
+    k = tl.program_id(1).to(tl.int64)
+    cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return k, cell, cell < n, k * n + cell if PER_CELL else k + cell * 0
+
+
+@triton.jit
+def _integrate(
+    x_ptr, decay_ptr, v0_ptr, v_ptr, T, K, groups, n, end, PER_CELL: tl.constexpr, BLOCK: tl.constexpr
+):
+    k, cell, inside, at_decay = _cell(n, PER_CELL, BLOCK)
+    decay = tl.load(decay_ptr + at_decay, mask=inside, other=0.0)
+    v = tl.load(v0_ptr + k * n + cell, mask=inside, other=0.0)
+    x_ptr += (k % groups) * n + cell
+    v_ptr += k * n + cell
+    for _ in range(T):
+        x = tl.load(x_ptr, mask=inside, other=0.0).to(v.dtype)
+        v = v + decay * (x - v)
+        tl.store(v_ptr, v, mask=inside)
+        x_ptr += groups * n
+        v_ptr += K * n
+
+
+@triton.jit
+def _integrate_backward(
+    dv_ptr, v_ptr, decay_ptr, v0_ptr, dx_ptr, changes_ptr, dv0_ptr, T, K, groups, n, end,
+    PER_CELL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    k, cell, inside, at_decay = _cell(n, PER_CELL, BLOCK)
+    decay = tl.load(decay_ptr + at_decay, mask=inside, other=0.0)
+    last = end + k * n + cell
+    dv_ptr += last
+    v_ptr += last
+    dx_ptr += last  # one per k: the caller adds up where K share a current
+    v = tl.load(v_ptr, mask=inside, other=0.0)
+    g = tl.zeros_like(v)
+    changes = tl.zeros_like(v)
+    for t in range(T):
+        v_ptr -= K * n
+        if t < T - 1:
+            before = tl.load(v_ptr, mask=inside, other=0.0)
+        else:
+            before = tl.load(v0_ptr + k * n + cell, mask=inside, other=0.0)
+        g = tl.load(dv_ptr, mask=inside, other=0.0) + (1 - decay) * g
+        changes += g * (v - before)
+        tl.store(dx_ptr, decay * g, mask=inside)
+        v = before
+        dv_ptr -= K * n
+        dx_ptr -= K * n
+    tl.store(changes_ptr + k * n + cell, changes, mask=inside)
+    tl.store(dv0_ptr + k * n + cell, (1 - decay) * g, mask=inside)
+
+
+@triton.jit
+def _fire(
+    x_ptr,
+    decay_ptr,
+    v0_ptr,
+    v_th_ptr,
+    u_ptr,
+    z_ptr,
+    last_ptr,
+    T,
+    K,
+    groups,
+    n,
+    end,
+    PER_CELL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    k, cell, inside, at_decay = _cell(n, PER_CELL, BLOCK)
+    decay = tl.load(decay_ptr + at_decay, mask=inside, other=0.0)
+    v = tl.load(v0_ptr + k * n + cell, mask=inside, other=0.0)
+    v_th = tl.load(v_th_ptr)
+    x_ptr += (k % groups) * n + cell
+    u_ptr += k * n + cell
+    z_ptr += k * n + cell
+    for _ in range(T):
+        x = tl.load(x_ptr, mask=inside, other=0.0).to(v.dtype)
+        u = v + decay * (x - v)
+        fires = u - v_th > 0
+        tl.store(u_ptr, u, mask=inside)
+        tl.store(z_ptr, fires.to(v.dtype), mask=inside)
+        v = tl.where(fires, 0.0, u)
+        x_ptr += groups * n
+        u_ptr += K * n
+        z_ptr += K * n
+    tl.store(last_ptr + k * n + cell, v, mask=inside)
+
+
+@triton.jit
+def _fire_backward(
+    dz_ptr, dlast_ptr, u_ptr, decay_ptr, v0_ptr, v_th_ptr, alpha_ptr, dx_ptr, changes_ptr, dv0_ptr,
+    T, K, groups, n, end, PER_CELL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    k, cell, inside, at_decay = _cell(n, PER_CELL, BLOCK)
+    decay = tl.load(decay_ptr + at_decay, mask=inside, other=0.0)
+    v_th = tl.load(v_th_ptr)
+    alpha = tl.load(alpha_ptr)
+    last = end + k * n + cell
+    dz_ptr += last
+    u_ptr += last
+    dx_ptr += last
+    u = tl.load(u_ptr, mask=inside, other=0.0)
+    h = tl.load(dlast_ptr + k * n + cell, mask=inside, other=0.0)
+    changes = tl.zeros_like(u)
+    for t in range(T):
+        u_ptr -= K * n
+        if t < T - 1:
+            u_before = tl.load(u_ptr, mask=inside, other=0.0)
+            before = tl.where(u_before - v_th > 0, 0.0, u_before)
+        else:
+            u_before = tl.load(v0_ptr + k * n + cell, mask=inside, other=0.0)
+            before = u_before
+        distance = u - v_th
+        steepness = alpha * tl.abs(distance) + 1
+        dz = tl.load(dz_ptr, mask=inside, other=0.0)
+        g = tl.where(distance > 0, 0.0, h) + (dz - u * h) / (steepness * steepness)
+        changes += g * (u - before)
+        tl.store(dx_ptr, decay * g, mask=inside)
+        h = (1 - decay) * g
+        u = u_before
+        dz_ptr -= K * n
+        dx_ptr -= K * n
+    tl.store(changes_ptr + k * n + cell, changes, mask=inside)
+    tl.store(dv0_ptr + k * n + cell, h, mask=inside)
+
+
+def integrate(current, decay, v0):
+    """Voltages (T, K, n) of leaky integrators."""
+    voltages = v0.new_empty((len(current), *v0.shape))
+    _launch(_integrate, current, decay, v0, (current, decay, v0, voltages))
+    return voltages
+
+
+def integrate_backward(grad_voltages, voltages, decay, v0, groups):
+    """Gradients at the current (T, groups, n) and v0, and between them sum_t g[t] (v[t] - v[t-1]), (K, n)."""
+    dx, changes, dv0 = torch.empty_like(voltages), torch.empty_like(v0), torch.empty_like(v0)
+    arguments = (grad_voltages.contiguous(), voltages, decay, v0, dx, changes, dv0)
+    _launch(_integrate_backward, voltages, decay, v0, arguments)
+    return dx if groups == len(v0) else dx.sum(1, keepdim=True), changes, dv0
+
+
+def fire(current, decay, v0, v_th):
+    """Voltages before the reset and spikes (T, K, n) of LIF neurons, and the last voltages (K, n)."""
+    before_reset = v0.new_empty((len(current), *v0.shape))
+    spikes, last = torch.empty_like(before_reset), torch.empty_like(v0)
+    _launch(_fire, current, decay, v0, (current, decay, v0, v_th, before_reset, spikes, last))
+    return before_reset, spikes, last
+
+
+def fire_backward(grad_spikes, grad_last, before_reset, decay, v0, v_th, alpha, groups):
+    """As `integrate_backward`."""
+    dx, changes, dv0 = torch.empty_like(before_reset), torch.empty_like(v0), torch.empty_like(v0)
+    arguments = (grad_spikes.contiguous(), grad_last.contiguous(), before_reset, decay, v0, v_th, alpha)
+    _launch(_fire_backward, before_reset, decay, v0, (*arguments, dx, changes, dv0))
+    return dx if groups == len(v0) else dx.sum(1, keepdim=True), changes, dv0
+
+
+def _launch(kernel, steps, decay, v0, pointers):
+    (T, groups, _), (K, n) = steps.shape, v0.shape
+    grid = (triton.cdiv(n, BLOCK), K)
+    end = (T - 1) * K * n  # where the last step begins
+    per_cell = decay.shape[1] > 1
+    kernel[grid](*pointers, T, K, groups, n, end, PER_CELL=per_cell, BLOCK=BLOCK, num_warps=N_WARPS)
