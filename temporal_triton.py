@@ -51,8 +51,8 @@ def _integrate_backward(
     v_ptr += last
     dx_ptr += last  # one per k: the caller adds up where K share a current
     v = tl.load(v_ptr, mask=inside, other=0.0)
-    g = tl.zeros_like(v)
-    changes = tl.zeros_like(v)
+    g = tl.full((BLOCK,), 0.0, v.dtype)
+    changes = tl.full((BLOCK,), 0.0, v.dtype)
     for t in range(T):
         v_ptr -= K * n
         if t < T - 1:
@@ -121,7 +121,7 @@ def _fire_backward(
     dx_ptr += last
     u = tl.load(u_ptr, mask=inside, other=0.0)
     h = tl.load(dlast_ptr + k * n + cell, mask=inside, other=0.0)
-    changes = tl.zeros_like(u)
+    changes = tl.full((BLOCK,), 0.0, u.dtype)
     for t in range(T):
         u_ptr -= K * n
         if t < T - 1:
