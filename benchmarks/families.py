@@ -3,8 +3,9 @@
 python3 -m benchmarks.families [SEEDS ...] [--out families]    a minute or two a run, four runs a seed
 
 Each seed renders its own data and trains from the published fields, from uniform noise, from the exact
-fields, and from exact fields of which only deviations, angles and amplitudes train.  The error is the best of all
-epochs in pixels on recordings not trained on.  Runs that `families.csv` in the folder has are not made again.
+fields, and from exact fields of which only deviations, angles and amplitudes train.  The error is the best of
+all epochs in pixels on recordings not trained on.  Runs that `families.csv` in the folder has are not made
+again.
 """
 
 import argparse

@@ -71,6 +71,8 @@ def test_shapes_are_mapped_but_for_their_edges(kind, matrix):
     assert plain.double().mean() > 0.6 and (here[plain] == 1).any() and (here[plain] == 0).any()
     assert torch.equal(here[plain], there[plain])
     area = shape.mapped(matrix)(torch.cartesian_prod(*[torch.arange(-40.0, 40).double()] * 2)).sum()
+    twice, once = shape.mapped(matrix).mapped(SHEAR), shape.mapped(SHEAR @ matrix)
+    assert torch.equal(twice(points()), once(points()))
     unit = {"circle": math.pi / 4, "square": 1, "triangle": 0.5}[kind]
     assert area.item() == pytest.approx(unit * 256 * abs(torch.linalg.det(matrix).item()), rel=0.02)
 
