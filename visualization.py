@@ -131,7 +131,8 @@ def prediction_panel(frame, heatmap, target):
 def learning_curves(curves, path, baseline=None, ylabel="error in pixels"):
     """Errors over epochs, one line per name of `curves` = {name: (epochs, errors_px)}, a PNG at `path`.
 
-    baseline: the error of guessing the centre always, dashed, if given.  The legend has the best values.
+    A list of such pairs, of several seeds say, is as many lines of one colour.  baseline: the error of
+    guessing the centre always, dashed, if given.  The legend has the best values.
     ValueError without curves, or if epochs and errors differ in number.
     """
     if not curves:
@@ -140,12 +141,18 @@ def learning_curves(curves, path, baseline=None, ylabel="error in pixels"):
     axes = figure.subplots()
     if baseline is not None:
         axes.axhline(baseline, color="0.35", linestyle="--", label=f"always the centre: {baseline:.2f}")
-    for i, (name, (epochs, errors_px)) in enumerate(curves.items()):
-        if len(epochs) != len(errors_px):
-            raise ValueError(f"curve {name!r}: {len(epochs)} epochs but {len(errors_px)} errors")
-        best = min((error for error in errors_px if math.isfinite(error)), default=math.nan)
+    for i, (name, pairs) in enumerate(curves.items()):
+        pairs = pairs if isinstance(pairs, list) else [pairs]
+        look = {"color": CYCLE[i % len(CYCLE)], "linestyle": ("-", ":")[i // len(CYCLE) % 2]}
+        best = min(
+            (error for _, errors in pairs for error in errors if math.isfinite(error)), default=math.nan
+        )
         label = f"{name}: {best:.2f} at best"
-        axes.plot(epochs, errors_px, color=CYCLE[i % len(CYCLE)], marker="o", markersize=3.5, label=label)
+        for epochs, errors_px in pairs:
+            if len(epochs) != len(errors_px):
+                raise ValueError(f"curve {name!r}: {len(epochs)} epochs but {len(errors_px)} errors")
+            axes.plot(epochs, errors_px, marker="o", markersize=3.5, label=label, **look)
+            label = None
     axes.set(xlabel="epoch", ylabel=ylabel)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
