@@ -308,7 +308,10 @@ def test_the_command_writes_tables_and_pictures(quick, tmp_path, capsys):
     printed = capsys.readouterr().out
     written = (tmp_path / "out" / "covariance.md").read_text()
     assert "What the exact family promises" in printed and printed.split("\n\nsee ")[0] in written
-    assert "The checkpoint: distances" in written and "no" not in written.split("## Space")[0].split("|")
+    promised = [
+        line.split("|")[-2].strip() for line in written.split("## Space")[0].splitlines() if "below" in line
+    ]
+    assert "The checkpoint: distances" in written and promised == ["yes"] * 3
     rows = list(csv.DictReader((tmp_path / "out" / "covariance.csv").open()))
     parts = {"space", "shapes", "discretisations", "time", "firing", "joint", "motion", "speed"}
     assert {row["part"] for row in rows} == parts | {"kernels", "time constants"}
