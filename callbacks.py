@@ -83,13 +83,13 @@ class Published(Drawing):
         if step % PICTURE_EVERY or not trainer.is_global_zero:
             return
         # channels that share weights share copies and pictures
-        saved = functools.cache(lambda weight: weight.detach().cpu())
+        saved = functools.cache(lambda convolution: convolution.weight.detach().cpu())
         drawn = functools.cache(lambda weight: kernel_grid(weight.flatten(0, 1).numpy()))
         kernels = [
-            (saved(layer.spatial.spatial.weight), f"channel/{i}/{l}")
+            (saved(layer.spatial.spatial), f"channel/{i}/{l}")
             for i, channel in enumerate(model.net.channels)
             for l, layer in enumerate(channel.spatiotemporal)
-        ] + [(saved(model.net.classifier[0].weight), "classifier")]
+        ] + [(saved(model.net.classifier[0]), "classifier")]
         taus = {}
         if model.config.net != "ann":
             taus = {

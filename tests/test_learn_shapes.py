@@ -92,6 +92,25 @@ def test_a_run_leaves_what_the_published_program_leaves(data, tmp_path, capsys):
     assert [round(float(t), 2) for t in taus[0]] == [182.57, 91.29]
 
 
+def test_trained_fields_are_drawn_and_kept(data, tmp_path):
+    """The kernels that the fields make, once for the channels that share them."""
+    flags = [*TINY, *TRAINED_FIELDS, "--max_epochs=-1", "--max_steps=1", "--limit_val_batches=1"]
+    assert learn_shapes.main([str(data), str(tmp_path), *flags]) == 0
+    version = next(tmp_path.glob("*/version_0"))
+    assert {"kernel/channel/0/0", "kernel/channel/1/2"} <= set(scalars(version)[0].Tags()["images"])
+    kernels = torch.load(next(tmp_path.glob("*_kernels_0.dat")), weights_only=True)
+    weights_of = {name: weight for weight, name in kernels}
+    assert weights_of["channel/0/1"].shape == (4, 4, 7, 7)
+    assert weights_of["channel/0/1"].data_ptr() == weights_of["channel/1/1"].data_ptr()
+    names = weights(version / "checkpoints/last.ckpt")
+    fields = "net.channels.0.spatiotemporal.1.spatial.spatial."
+    assert {name.removeprefix(fields) for name in names if name.startswith(fields)} == {
+        "sigma_logit",
+        "phi_rad",
+        "amplitude",
+    }
+
+
 class Interrupt(Published):
     """Published, and a signal at the given step."""
 
