@@ -9,8 +9,7 @@ import math
 import torch
 
 from affine_gaussian import affine_kernels, field_from_axes
-from field_weights import SIGMA_RANGE
-from receptive_fields import DERIVATIVES
+from receptive_fields import DERIVATIVES, SIGMA_RANGE
 
 SAMPLE = 256  # kernels of a layer that are looked at, drawn evenly
 GRID = 8, 12  # deviations along each axis and angles that the search starts from

@@ -12,9 +12,7 @@ import torch
 from torch import nn
 
 from affine_gaussian import affine_kernels, field_from_axes
-from receptive_fields import DERIVATIVES, derivative_index, exact_axes
-
-SIGMA_RANGE = 0.3, 0.2  # pixels, and parts of the kernel's size, that a deviation stays within
+from receptive_fields import DERIVATIVES, SIGMA_RANGE, derivative_index, exact_axes
 
 
 class FieldWeights(nn.Module):

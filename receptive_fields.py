@@ -19,6 +19,7 @@ DOMAIN = 6.0  # a kernel of any size covers [-6, 6]^2: sigma shrinks in taps fro
 FAMILIES = ("published", "norse-1.1.0", "exact")
 SMALLEST_SIGMA = 0.4  # pixels, of the short axis of an exact field of variance 1
 DEVIATIONS = 6  # size of a kernel over the long axis's deviation of an exact field of variance 8
+SIGMA_RANGE = 0.3, 0.2  # pixels, and parts of the kernel's size, that no deviation of an exact field leaves
 MIXING_GAIN = (
     2.0  # norm of the weights over the inputs of an exact field: about what rectification takes away
 )
@@ -100,7 +101,7 @@ def exact_axes(rows, size):
     middle = (low + high) / 2
     low, high = torch.minimum(low, middle), torch.maximum(high, middle)
     sigma = torch.exp(low + (high - low) * (torch.log2(variance) / 3).clamp(0, 1))
-    return sigma * ratio, sigma / ratio
+    return (sigma * ratio).clamp(max=SIGMA_RANGE[1] * size), (sigma / ratio).clamp(min=SIGMA_RANGE[0])
 
 
 def derivative_index(rows):

@@ -5,11 +5,12 @@ import torch
 
 from affine_gaussian import affine_kernels, field_from_axes
 from config import Config
-from field_weights import SIGMA_RANGE, FieldWeights
+from field_weights import FieldWeights
 from model import SpatioTemporalModel
 from receptive_fields import (
     DERIVATIVES,
     KERNEL_SIZES,
+    SIGMA_RANGE,
     bank_layout,
     bank_weights,
     derivative_index,

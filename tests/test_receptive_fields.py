@@ -15,6 +15,7 @@ from receptive_fields import (
     DOMAIN,
     KERNEL_SIZES,
     MIXING_GAIN,
+    SIGMA_RANGE,
     SMALLEST_SIGMA,
     bank_layout,
     bank_weights,
@@ -182,6 +183,17 @@ def test_exact_axes_fit_the_kernel_and_the_grid(size):
         else:
             middle = math.sqrt(SMALLEST_SIGMA * size / 6) / ratio.item()
             assert of == pytest.approx([middle] * 4)
+
+
+@pytest.mark.parametrize("size", KERNEL_SIZES)
+def test_exact_kernels_of_extreme_ratios_stay_tame(size):
+    """Ratios up to 9, which neither grid nor kernel holds."""
+    rows = spatial_parameters(4, 4, 12, family="exact")
+    along, across = exact_axes(rows, size)
+    assert across.min() >= SIGMA_RANGE[0] and along.max() <= SIGMA_RANGE[1] * size
+    kernels = spatial_kernels(rows, size, "exact", torch.float64)
+    smooth = (rows[:, 3:].sum(1) == 0).double()
+    assert kernels.abs().max() < 1 and (kernels.sum((1, 2)) - smooth).abs().max() < 1e-13
 
 
 @pytest.mark.parametrize("size", KERNEL_SIZES)
