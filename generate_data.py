@@ -3,7 +3,9 @@
     python3 generate_data.py 500 data/spatial --scales 10 20 40 80 --velocities 0.2 --generator published
 
 writes N recordings for every velocity, event density and size, each condition into a folder of its own:
+
     OUT/v0.20-p1.00-s10.0_1000/0.dat ... 499.dat
+
 named by velocity, event density, size, and whether shapes translate, change size, rotate, shear.
 Random size is s0.0 (and s1.0_.1.. when it changes), as GERD names it. An interrupted command goes on where
 it stopped; a folder keeps what it was rendered with in parameters.json and refuses anything else.
@@ -29,6 +31,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from archive import write_whole
+from config import CommandLine
 from dataset import DataError, check_file, read_recording, write_recording
 from render import GENERATORS, SHAPES, RenderParameters, render
 
@@ -58,7 +61,7 @@ def folder_name(p):
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser("generate_data.py", description=__doc__, formatter_class=_Formatter)
+    parser = CommandLine(prog="generate_data.py", usage="%(prog)s N OUT [flags]", description=__doc__)
     add = parser.add_argument
     add("n", type=_natural, metavar="N", help="recordings per condition")
     add("out", type=Path, metavar="OUT", help="folder for the data set; made if missing")
@@ -81,38 +84,38 @@ def parse(arguments):
     text = "folder with recordings (.dat, same resolution, at least as long) of which one, at random, lies "
     text += "under every recording"
     add("--bg_files", type=Path, default=None, metavar="DIR", help=text)
-    field = DEFAULTS["resolution"]
+    field = list(DEFAULTS["resolution"])
     add("--resolution", type=_natural, nargs=2, default=field, metavar=("H", "W"), help="pixels")
     add("--frames", type=_natural, default=DEFAULTS["length"], metavar="T", help="frames per recording")
     text = "one label each, in this order"
-    add("--shapes", nargs="+", choices=SHAPES, default=DEFAULTS["shapes"], help=text)
+    add("--shapes", nargs="+", choices=SHAPES, default=list(DEFAULTS["shapes"]), help=text)
     add("--translation", type=int, choices=(0, 1), default=1, help="shapes move")
     add("--rotation", type=int, choices=(0, 1), default=0, help="shapes rotate")
     add("--shearing", type=int, choices=(0, 1), default=0, help="shapes shear")
-    text = "render only every N-th recording, from the I-th on; all N shards together are the data set"
-    add("--shard", type=_shard, default="1/1", metavar="I/N", help=text)
+    text = "only every N-th recording, from the I-th on; all N shards are the data set (default: 1/1)"
+    add("--shard", type=_shard, default=(1, 1), metavar="I/N", help=text)
     add("--seed", type=_whole, default=0, help="same seed, same data, whatever the number of workers")
     add("--workers", type=_natural, default=_cores(), help="processes; default: all cores, here %(default)s")
     return parser.parse_args(arguments)
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the description's lines and adds the defaults."""
-
-
-def _natural(text):
+def _natural(text):  # jsonargparse calls these with what they returned, too
+    text = str(text)
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: a whole number >= 1 wanted")
     return int(text)
 
 
 def _whole(text):
+    text = str(text)
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r}: a whole number >= 0 wanted")
     return int(text)
 
 
 def _shard(text):
+    if isinstance(text, tuple):
+        return text
     i, separator, n = text.partition("/")
     i, n = _natural(i), _natural(n)
     if i > n:

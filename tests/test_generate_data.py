@@ -139,7 +139,7 @@ def test_refuses_foreign_recordings(tmp_path, capsys):
         ("1 out --generator gerd", "invalid choice"),
         ("1 out --shapes star", "invalid choice"),
         ("1 out --seed -1", "expected one argument|a whole number >= 0 wanted"),
-        ("1 out --unknown", "unrecognized arguments"),
+        ("1 out --unknown", "unknown flag --unknown"),
         ("1 out --scales 0.5", "at least 1 pixel wanted"),
         ("1 out --scales 20 20", "two conditions would share this name"),
         ("1 out --resolution 40 40 --scales 80", "at least 80 pixels a side wanted"),
