@@ -1,0 +1,73 @@
+"""All commands: one style of help, one version, errors in one line, flags that a shell completes."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import covariance
+import demo
+import evaluate
+import generate_data
+import learn_shapes
+import report
+import track
+from config import version
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = [covariance, demo, evaluate, generate_data, learn_shapes, report, track]
+
+
+@pytest.fixture(params=COMMANDS, ids=lambda module: module.__name__)
+def command(request, monkeypatch, capsys):
+    """run(*words): exit code, standard output and standard error of a command."""
+    name = f"{request.param.__name__}.py"
+    monkeypatch.setattr(sys, "argv", [name])
+
+    def run(*words):
+        with pytest.raises(SystemExit) as end:
+            request.param.main(list(words))
+        return end.value.code, *capsys.readouterr()
+
+    run.name = name
+    return run
+
+
+def test_version_is_that_of_the_project(command):
+    assert command("--version") == (0, f"{command.name} {version()}\n", "")
+    assert re.search(
+        rf'^version = "{re.escape(version())}"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )
+
+
+def test_help_is_of_one_style(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, text, _ = command("--help")
+    assert code == 0 and text.startswith(f"usage: {command.name} ")
+    assert "\noptions:\n" in text and "--version" in text and "--print-completion" in text
+    for noise in ("<function", "<class", "(type:", ":paramref:", "``", "==SUPPRESS=="):
+        assert noise not in text
+    about = text.split("\n\n")[1]
+    assert about[0].isupper() and len(max(text.splitlines(), key=len)) <= 120
+
+
+def test_an_unknown_flag_is_told_in_one_line(command):
+    code, out, err = command("a", "b", "--no_such_flag", "1")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"{command.name}: ") and err.count("\n") == 1 and len(err) < 200
+
+
+def test_bash_completes_flags_and_choices(tmp_path):
+    bash = shutil.which("bash") or pytest.skip("needs bash")
+    script = f"""cd {tmp_path}
+source {ROOT}/completion.bash
+complete_ () {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _nrf_complete; echo "${{COMPREPLY[*]}}"; }}
+complete_ {sys.executable} {ROOT}/generate_data.py 5 out --sca
+complete_ {sys.executable} {ROOT}/generate_data.py 5 out --generator g
+complete_ {sys.executable} {ROOT}/no_command.py 5 out --sca
+"""
+    done = subprocess.run([bash, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["--scales", "gerd-0.5.1", ""] and done.stderr == ""
