@@ -6,7 +6,8 @@ milliseconds.
 compares "transform, then filter" with "filter, then transform" over scalings, rotations, shears and random
 affine maps of space, scalings of time, both at once, and motion; for the exact, the published and Norse
 1.1.0's receptive fields.  With a checkpoint also how far training has left the theory.  Writes covariance.md,
-covariance.csv and pictures to the folder, and prints the tables.  A minute on one core."""
+covariance.csv and pictures to the folder, and prints the tables.  A minute on one core.
+"""
 
 import csv
 import math

@@ -4,7 +4,8 @@ A field is a row (variance, angle_rad, ratio, dx, dy): the Gaussian of covarianc
 derived dx times along the direction `angle_rad` and dy times across it.  A bank is a set of rows; its kernels
 are built in float64 and cast last.  The families "published" and "norse-1.1.0" are built here, as those
 systems do; "exact" are the fields of `affine_gaussian.py`. Source: paper, Methods (spatial receptive fields);
-FIDELITY 1-4, 50-52."""
+FIDELITY 1-4, 50-52.
+"""
 
 import itertools
 import math

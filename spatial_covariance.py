@@ -6,7 +6,8 @@
 Images are functions of the plane, so that both sides are evaluated without interpolating anything: a kernel
 is summed over pixels around any place.  Errors are relative l2 norms over the places x', in the tables named
 `error`; `shape_error` is what remains behind the best common gain, the published kernels' gains being what
-they are.  Source: paper, Results and Methods (covariance properties)."""
+they are.  Source: paper, Results and Methods (covariance properties).
+"""
 
 import math
 from typing import NamedTuple
@@ -30,9 +31,7 @@ EPSILON = 1e-4  # part of a kernel that its support may leave out
 FAMILIES = ("exact", "published", "norse-1.1.0")
 FIELDS = ((1.0, 1.0, 0.0), (1.5, 1.0, 0.5), (2.0, 1.0, -0.9))  # sigma_u, sigma_v in pixels, phi in radians
 SHAPES = ("circle", "square", "triangle")
-DEVIATIONS = tuple(
-    2 ** (k / 2) for k in range(-3, 5)
-)  # pixels, of the fields that discretisations are told by
+DEVIATIONS = tuple(2 ** (k / 2) for k in range(-3, 5))  # pixels, of what discretisations are compared by
 DISCRETISATIONS = ("exact", "integrated", "sampled", "analogue")
 PLACES = 11  # along each axis, where responses are compared
 

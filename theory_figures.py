@@ -1,5 +1,6 @@
 """Pictures of the theory: the commuting diagram, and errors over scales.  Files, written whole or not at
-all."""
+all.
+"""
 
 import numpy as np
 from matplotlib.figure import Figure

@@ -1,5 +1,6 @@
 """Affine Gaussian derivatives against symbolic ones, quadrature and pyscsp, and the properties they
-promise."""
+promise.
+"""
 
 import itertools
 import math
