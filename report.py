@@ -4,8 +4,8 @@
 
 reads every TensorBoard folder under it. The table has the settings in which runs differ, the best error in
 pixels on recordings not trained on, epochs and seconds.  A box is over the finished runs of one network and
-initialisation, seeds say; diamonds are the paper's medians, where the name of the folder of data has spatial
-or temporal in it. report/index.html has it all in one file.
+initialisation, whatever else differs (seeds, say); diamonds are the paper's medians, where the name of the
+folder of data has spatial or temporal in it.  report/index.html has it all in one file.
 
 A run is running while its process lives, or on another machine while its files changed within half an hour;
 then it has crashed.  Runs of other programs, without run.json, are running or over.

@@ -20,7 +20,9 @@ from test_learn_shapes import TINY, Interrupt, render, scalars
 import board as record
 import learn_shapes
 from board import RECORD, Board, commit, named_fields
+from checkpoints import read_checkpoint
 from config import version
+from dataset import EventBatch
 from receptive_fields import spatial_parameters
 
 
@@ -73,6 +75,11 @@ def test_stopped_and_failed_runs_say_so(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Interrupt, "at", 2)
     assert learn_shapes.main([str(data), str(tmp_path / "a"), *TINY]) == 128 + 15
     assert json.loads((versions(tmp_path / "a")[0] / RECORD).read_text())["state"] == "stopped"
+    monkeypatch.setattr(Interrupt, "at", 8)  # in the second epoch, behind a validation
+    assert learn_shapes.main([str(data), str(tmp_path / "c"), *TINY, "--max_epochs=2"]) == 128 + 15
+    *validated, last = sorted((versions(tmp_path / "c")[0] / "checkpoints").glob("*.ckpt"))
+    errors_px = [read_checkpoint(p)["callbacks"]["Interrupt"]["error_px"] for p in (last, *validated)]
+    assert errors_px[0] is None and errors_px[1] > 0  # the last weights were never validated
     monkeypatch.setattr(Interrupt, "at", None)
     assert learn_shapes.main([str(data), str(tmp_path / "b"), *TINY, "--lr=1e30"]) == 1
     record = json.loads((versions(tmp_path / "b")[0] / RECORD).read_text())
@@ -122,6 +129,16 @@ def test_fields_go_with_their_kernels():
     twice = np.concatenate([rows, rows])
     doubled = dict((tag, len(k)) for tag, k, _ in named_fields(np.concatenate([weight, weight]), twice))
     assert doubled == {tag: len(kernels) for tag, (kernels, _) in pictures.items()}
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to")
+def test_the_prediction_is_shown_with_the_last_ten_frames(data):
+    model = learn_shapes.ShapesModel(timesteps=12, resolution=(32, 32), n_spatial_scales=1, n_angles=1)
+    events = torch.tensor([0, 13, 14, 23]) * 2 * 32 * 32 + torch.tensor([0, 5, 1024 + 5, 1024 + 7])
+    batch = EventBatch(events.int(), torch.tensor([4]), torch.full((1, 12, 3, 2), 16.0))
+    seen, heatmap, target = model.training_step(batch, 0)["panel"]
+    assert seen.shape == (32, 32) and seen[0, 5] == 1 and seen[0, 7] == 1  # frames 14 to 23, both polarities
+    assert seen.sum() == 2 and heatmap.shape == target.shape
 
 
 def test_a_picture_that_fails_is_told_once_and_stops_nothing(data, tmp_path, monkeypatch, capsys):
