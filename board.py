@@ -21,7 +21,7 @@ from torch.utils.tensorboard.summary import hparams
 from archive import write_whole
 from callbacks import PICTURE_EVERY, Drawing, Stopped
 from config import version
-from visualization import bank_picture
+from visualization import bank_picture, prediction_panel
 
 PICTURE_FRAMES = 10  # last ones of a window, which the picture of a prediction shows as its input
 RECORD = "run.json"  # what a run tells about itself, beside its TensorBoard files
@@ -47,7 +47,10 @@ LAYOUT = {  # TensorBoard's page of custom scalars: charts by title, each of the
 
 class Board(Drawing):
     """What TensorBoard shows beyond the published: a page about the run, a layout of its charts, settings to
-    compare runs by, time constants in ms, weights, and the receptive fields with their names."""
+    compare runs by; and every PICTURE_EVERY steps and at each validation time constants in ms, weights, the
+    receptive fields with their names, and a prediction."""
+
+    shown_at = None
 
     def on_fit_start(self, trainer, model):
         if not trainer.is_global_zero:
@@ -58,9 +61,23 @@ class Board(Drawing):
         writer.add_custom_scalars(LAYOUT)
 
     def on_train_batch_start(self, trainer, model, batch, batch_idx):
-        step = trainer.global_step
-        if step % PICTURE_EVERY or not trainer.is_global_zero:
+        if trainer.global_step % PICTURE_EVERY == 0:
+            self._show(trainer, model)
+
+    def on_validation_batch_end(self, trainer, model, outputs, batch, batch_idx, dataloader_idx=0):
+        if outputs and trainer.is_global_zero and not trainer.sanity_checking:
+            arrays = (image.float().cpu().numpy() for image in outputs["panel"])
+            self.picture(trainer, "image/validation", trainer.global_step, prediction_panel, *arrays)
+
+    def on_validation_end(self, trainer, model):
+        if not trainer.sanity_checking:
+            self._show(trainer, model)
+
+    def _show(self, trainer, model):
+        """The network as it is: time constants, weights, fields; once a step."""
+        if not trainer.is_global_zero or self.shown_at == trainer.global_step:
             return
+        step = self.shown_at = trainer.global_step
         self._time_constants(trainer, model, step)
         for l, layer in enumerate(model.net.channels[0].spatiotemporal):
             weight = layer.spatial.spatial.weight.detach()
@@ -69,10 +86,6 @@ class Board(Drawing):
         if model.config.init_scheme_spatial == "rf":
             for tag, *arrays in named_fields(first.float().cpu().numpy(), model.net.fields().numpy()):
                 self.picture(trainer, f"fields/{tag}", step, bank_picture, *arrays)
-
-    def on_validation_end(self, trainer, model):
-        if trainer.is_global_zero and not trainer.sanity_checking:
-            self._time_constants(trainer, model, trainer.global_step)
 
     def _time_constants(self, trainer, model, step):
         if model.config.net == "ann":

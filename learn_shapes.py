@@ -141,13 +141,12 @@ class ShapesModel(pl.LightningModule):
         self.log_dict({f"train/out/{i}": value for i, value in outputs.items()})
         result = {"loss": loss}
         if self.global_step % PICTURE_EVERY == 0:
-            seen = frames[-PICTURE_FRAMES:, 0].sum((0, 1))  # one frame alone is a few scattered pixels
-            result["panel"] = seen, tracking.heatmaps[-1, 0, 0].detach(), targets[-1, 0, 0]
+            result["panel"] = panel(frames, tracking, targets)
         return result
 
     def validation_step(self, batch, batch_idx):
-        tracking, _, labels_px = self.track(batch)
-        terms, error_px, _ = self.terms(tracking, labels_px)
+        tracking, frames, labels_px = self.track(batch)
+        terms, error_px, targets = self.terms(tracking, labels_px)
         size = {"batch_size": len(batch.counts), "sync_dist": True}
         self.log_dict({f"val/{name}": value for name, value in terms.items()}, **size)
         self.log("hp_metric", terms["loss"], **size)  # without spike_reg (kept: FIDELITY 15)
@@ -157,6 +156,8 @@ class ShapesModel(pl.LightningModule):
             self.log_dict(
                 {f"val/error_px/{n}": e for n, e in zip(names, error_px.unbind(), strict=True)}, **size
             )
+
+        return {"panel": panel(frames, tracking, targets)} if batch_idx == 0 else None
 
     def configure_optimizers(self):
         config = self.config
@@ -171,6 +172,13 @@ class ShapesModel(pl.LightningModule):
         )
         schedule = SCHEDULERS[config.lr_step]
         return [optimizer], [schedule(optimizer, config)] if schedule else []
+
+
+def panel(frames, tracking, targets):
+    """What the picture of a prediction shows of a batch's first sample, at the end of its window: frames (one
+    alone is a few scattered pixels), heat map, and target."""
+    seen = frames[-PICTURE_FRAMES:, 0].sum((0, 1))
+    return seen, tracking.heatmaps[-1, 0, 0].detach(), targets[-1, 0, 0]
 
 
 def command_line():
