@@ -183,9 +183,9 @@ def read_config_lines(path):
 
 
 def version():
-    """This project's version, as pyproject.toml states it."""
-    text = Path(__file__).with_name("pyproject.toml").read_text()
-    return re.search(r'^version = "(.+)"$', text, re.MULTILINE)[1]
+    """This project's version, as pyproject.toml beside this file states it; unknown without that."""
+    path = Path(__file__).with_name("pyproject.toml")
+    return re.search(r'^version = "(.+)"$', path.read_text(), re.MULTILINE)[1] if path.exists() else "unknown"
 
 
 class Help(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):

@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import config_lines
+from config import config_lines, version
 
 HERE = Path(__file__).resolve().parent
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
@@ -76,9 +76,8 @@ def parse(argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "config", type=Path, metavar="CONFIG", help="one run per line: flags of learn_shapes.py"
-    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a run a line: flags of learn_shapes.py")
     parser.add_argument("data", metavar="DATA", help="data set, see generate_data.py")
     parser.add_argument("logs", type=Path, metavar="LOGS", help="folder for the folders of the runs")
     parser.add_argument(

@@ -14,6 +14,7 @@ import evaluate
 import generate_data
 import learn_shapes
 import report
+import sweep
 import track
 from config import version
 
@@ -41,6 +42,12 @@ def test_version_is_that_of_the_project(command):
     assert re.search(
         rf'^version = "{re.escape(version())}"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
     )
+
+
+def test_the_sweep_has_the_same_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        sweep.main(["--version"])
+    assert (end.value.code, capsys.readouterr().out) == (0, f"sweep.sh {version()}\n")
 
 
 def test_help_is_of_one_style(command, monkeypatch):
