@@ -1,5 +1,6 @@
 """What a run tells about itself: TensorBoard's pages beyond the published ones, and its record, run.json."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -159,7 +160,8 @@ class Record(Callback):
         stopped = isinstance(exception, KeyboardInterrupt | Stopped | SIGTERMException)
         reason = " ".join(str(exception).split())[:300]
         self.about |= {"state": "stopped"} if stopped else {"state": "failed", "reason": reason}
-        self._write(trainer)
+        with contextlib.suppress(OSError):  # a full disk, say: what stopped the run is told, not this
+            self._write(trainer)
 
     def _write(self, trainer):
         if trainer.is_global_zero and "state" in self.about:

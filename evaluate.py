@@ -237,6 +237,9 @@ def main(argv=None):
     except (CheckpointError, DataError, OSError, ValueError) as error:
         print(f"evaluate.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 1 if isinstance(error, CheckpointError | DataError | OSError) else 2
+    except KeyboardInterrupt:
+        print("evaluate.py: stopped", file=sys.stderr)
+        return 130
     windows = results[0].errors["all", "all"].n
     print(tables(results, f"{arguments.data}, {arguments.split}: {windows} windows, errors in pixels"))
     if arguments.out:

@@ -290,6 +290,9 @@ def main(argv=None):
     except (OSError, ValueError) as error:
         print(f"report.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("report.py: stopped", file=sys.stderr)
+        return 130
     print(markdown_table(*table(runs)) + "\n\n" + markdown_table(*group_table(runs)))
     print(f"\nsee {out}/index.html")
     return 0

@@ -19,6 +19,7 @@ from test_learn_shapes import TINY, Interrupt, render, scalars
 
 import board as record
 import learn_shapes
+from archive import write_whole
 from board import RECORD, Board, commit, named_fields
 from checkpoints import read_checkpoint
 from config import version
@@ -84,6 +85,18 @@ def test_stopped_and_failed_runs_say_so(data, tmp_path, monkeypatch, capsys):
     assert learn_shapes.main([str(data), str(tmp_path / "b"), *TINY, "--lr=1e30"]) == 1
     record = json.loads((versions(tmp_path / "b")[0] / RECORD).read_text())
     assert record["state"] == "failed" and "try a smaller --lr" in record["reason"]
+
+
+def test_a_record_that_cannot_be_written_hides_no_cause(data, tmp_path, monkeypatch, capsys):
+    def full(path, content):
+        if b"failed" in content:
+            raise OSError("no space left")
+        write_whole(path, content)
+
+    monkeypatch.setattr(record, "write_whole", full)
+    assert learn_shapes.main([str(data), str(tmp_path), *TINY, "--lr=1e30"]) == 1
+    err = capsys.readouterr().err
+    assert "try a smaller --lr" in err and "no space left" not in err
 
 
 def test_time_constants_are_logged_in_milliseconds(logs):
