@@ -106,6 +106,7 @@ class Config:
     checkpoint_activations: int = flag(
         1, "compute the first layer's activations again in the backward pass instead of keeping them"
     )
+    compile: int = flag(0, "compile batch normalisation with torch.compile; needs a C++ compiler on a CPU")
     # loss and optimisation
     regularization: str = option("js", "regulariser of the heat maps", ("none", "js", "kl", "var"))
     regularization_scale: float = option(1e-4, "weight of that regulariser")

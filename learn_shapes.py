@@ -6,6 +6,7 @@ field of `config.Config`, every flag of Lightning's Trainer is accepted as it is
 
 import dataclasses
 import math
+import os
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -38,6 +39,8 @@ from persistence import (
     version_of,
 )
 
+# large tensors on huge pages: on a CPU, touching fresh pages of 4 KB costs more than the arithmetic on them
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 TEMPORAL_LR_FACTOR = 1e-10  # of lr, for time constants under --optimizer_split 1, as published
 OPTIMIZERS = {
     "adagrad": torch.optim.Adagrad,
@@ -100,9 +103,18 @@ class ShapesModel(pl.LightningModule):
         warmup, frames = dense_frames(
             batch, config.resolution, config.timesteps, config.stack_frames, config.sum_frames
         )
-        with torch.no_grad():
-            state = self(warmup).state
+        state = None
+        if self.remembers():
+            with torch.no_grad():
+                state = self(warmup).state
         return self(frames, state), frames, batch.labels.transpose(0, 1)
+
+    def remembers(self):
+        """Whether a warm-up leaves anything behind: not in ReLU nets whose coordinate has no state either,
+        unless batch normalisation counts (FIDELITY 13)."""
+        config = self.config
+        counts = config.batch_normalization and self.training
+        return bool(config.net != "ann" or config.coordinate == "dsntli" or counts)
 
     def terms(self, tracking, labels_px):
         """Loss terms by published name, the error in pixels per shape (N,), and the targets."""
@@ -130,9 +142,10 @@ class ShapesModel(pl.LightningModule):
         tracking, frames, labels_px = self.track(batch)
         terms, error_px, targets = self.terms(tracking, labels_px)
         loss = terms["loss"] = terms["loss"] + terms.get("spike_reg", 0)
-        if not math.isfinite(loss.detach()):
+        step, value = self.late_loss(loss)
+        if not math.isfinite(value):
             folder = self.trainer.checkpoint_callback and self.trainer.checkpoint_callback.dirpath
-            raise TrainingError(diverged(f"the loss is {loss.item()}", self.global_step, folder))
+            raise TrainingError(diverged(f"the loss is {value}", step, folder))
         self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=len(batch.counts))
         self.log("loss", loss, prog_bar=True, logger=False)
         self.log("train/error_px", error_px.mean(), prog_bar=True, batch_size=len(batch.counts))
@@ -143,6 +156,21 @@ class ShapesModel(pl.LightningModule):
         if self.global_step % PICTURE_EVERY == 0:
             result["panel"] = panel(frames, tracking, targets)
         return result
+
+    def late_loss(self, loss):
+        """(step, loss) to check: on a CPU this step's, on a GPU the one before, whose copy is there already,
+        so that the GPU is never waited for.  What is saved is checked once more, in `persistence.py`."""
+        if not loss.is_cuda:
+            return self.global_step, loss.item()
+        copied = torch.empty((), pin_memory=True).copy_(loss.detach(), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        before, self.copied_loss = getattr(self, "copied_loss", None), (self.global_step, copied, event)
+        if before is None:
+            return self.global_step, 0.0
+        step, value, event = before
+        event.synchronize()
+        return step, value.item()
 
     def validation_step(self, batch, batch_idx):
         tracking, frames, labels_px = self.track(batch)
@@ -222,6 +250,8 @@ def build_trainer(flags, logger, callbacks):
             enable_version_counter=False,
         )
         callbacks.append(best)
+    if torch.cuda.is_available() and flags["enable_progress_bar"] is not False:
+        callbacks.append(TQDMProgressBar(flags["log_every_n_steps"] or 50))  # each refresh waits for the GPU
     plugins = [flags["plugins"]] if isinstance(flags["plugins"], str) else flags["plugins"] or []
     flags["plugins"] = [*plugins, WholeFiles()]
     if SLURMEnvironment.detect():  # sweep.sh requeues, and nothing else
@@ -244,6 +274,8 @@ def train(arguments):
     model_settings = dataclasses.asdict(Config(**settings))
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
     model = ShapesModel(**model_settings)
+    if model.config.compile:
+        model.net.compile_normalisation()
 
     name = run_name(model.config, arguments["data_root"])
     run_folder = Path(arguments["log_root"]) / name

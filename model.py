@@ -225,6 +225,13 @@ class SpatioTemporalModel(nn.Module):
         )  # T B N H/16+4 W/16+4
         return Response(dropout(heatmaps), NetworkState(tuple(new_states), classifier_state), activities)
 
+    def compile_normalisation(self):
+        """Let torch.compile fuse batch normalisation, some ten passes over every layer's frames, into three:
+        the one part left that is neither a scan, a convolution nor a pooling."""
+        for module in self.modules():
+            if isinstance(module, StepwiseBatchNorm2d):
+                module.compile()
+
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
         self._tie_time_constants()

@@ -12,7 +12,7 @@ from archive import GIB, ArchiveError, load_archive, save_whole
 
 MAX_BYTES = 4 * GIB
 # settings that may change when a run goes on
-FREE = ("num_workers", "temporal_backend", "convolution", "checkpoint_activations")
+FREE = ("num_workers", "temporal_backend", "convolution", "checkpoint_activations", "compile")
 
 
 class TrainingError(RuntimeError):

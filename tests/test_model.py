@@ -1,5 +1,6 @@
 """The network against the oracle that walks Norse's cells, over a covering set of options."""
 
+import dataclasses
 import itertools
 import random
 
@@ -8,6 +9,8 @@ import torch
 from oracles import reference_run
 
 from config import Config
+from dataset import EventBatch
+from learn_shapes import ShapesModel
 from model import SpatioTemporalModel
 
 TINY = {"resolution": (32, 48), "n_spatial_scales": 1, "n_angles": 2, "n_ratios": 2, "dropout": 0.0}
@@ -347,3 +350,60 @@ def test_initial_values(sharing, calls):
         norm = field.spatial.norm  # as if each channel had seen one frame of zeros
         assert norm.running_var.tolist() == pytest.approx([0.9**calls] * len(norm.running_var))
         assert norm.num_batches_tracked == calls
+
+
+@pytest.mark.parametrize(
+    "options, training, wanted",
+    [
+        ({"net": "ann", "coordinate": "dsnt"}, True, False),
+        ({"net": "ann", "coordinate": "dsnt", "batch_normalization": 1}, False, False),
+        ({"net": "ann", "coordinate": "dsnt", "batch_normalization": 1}, True, True),
+        ({"net": "ann", "coordinate": "dsntli"}, True, True),
+        ({"net": "li", "coordinate": "dsnt"}, True, True),
+    ],
+)
+def test_a_warm_up_without_effect_is_left_out(monkeypatch, options, training, wanted):
+    """Loss and running statistics are those with the warm-up, which is computed only where it matters."""
+    config = Config(**TINY | options, timesteps=3)
+    generator = torch.Generator().manual_seed(0)
+    events = torch.randint(0, 6 * 2 * 32 * 48, (400,), generator=generator).unique().int()
+    batch = EventBatch(events, torch.tensor([len(events)]), labels(config, 3, 1).transpose(0, 1))
+    outcomes = []
+    for always in (False, True):
+        torch.manual_seed(0)
+        model = ShapesModel(**dataclasses.asdict(config)).double().train(training)
+        assert model.remembers() == wanted
+        calls = []
+        model.net.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        if always:
+            monkeypatch.setattr(ShapesModel, "remembers", lambda self: True)
+        tracking, _, labels_px = model.track(batch)
+        assert len(calls) == 1 + (wanted or always)
+        outcomes.append([model.terms(tracking, labels_px)[0]["loss"], *model.buffers()])
+    monkeypatch.undo()
+    for plain, short in zip(*outcomes, strict=True):
+        assert torch.equal(plain, short)
+
+
+def test_compiled_normalisation_is_the_plain_one(project, monkeypatch):
+    """Traced and differentiated by torch.compile; its last stage, the compiler, is left out for its time."""
+    compiled, compile_ = [], torch.nn.Module.compile
+
+    def trace(module):
+        compiled.append(module)
+        compile_(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", trace)
+    config = Config(**TINY, batch_normalization=1)
+    outcomes = []
+    for compiling in (False, True):
+        system = lively(project.build(config))
+        if compiling:
+            system["net"].compile_normalisation()
+        run = project.run(system, events(config, 2), events(config, 3, seed=1), labels(config, 3))
+        run.terms["loss"].backward()
+        gradients_ = [p.grad for p in system.parameters() if p.grad is not None]
+        outcomes.append([run.heatmaps, *system.buffers(), *gradients_])
+    assert len(compiled) == 3
+    for plain, traced in zip(*outcomes, strict=True):
+        assert project.error(traced, plain) < TOLERANCE

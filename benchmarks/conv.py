@@ -1,0 +1,74 @@
+"""Convolution over frequencies against torch's own, forward and backward, over shapes: the rule of `auto`.
+
+python3 -m benchmarks.conv [--runs 3] [--save]
+
+Values and gradients are asserted equal first.  Behind each shape: how many times fewer multiplications
+frequencies need (`convolution.multiplications`), and what `auto` takes.  Not slower than the direct way where
+it takes them: `convolution.ADVANTAGE` and `LEAST`.
+"""
+
+import argparse
+import sys
+
+import torch
+
+from benchmarks.paired import alternate, machine_line, write_table
+from convolution import convolve, multiplications, spectral_is_faster
+
+SHAPES = {  # frames, channels, height and width, channels out, kernel
+    "the paper's second layer": (80, 144, 75, 144, 7),
+    "8 frames of it": (8, 144, 75, 144, 7),
+    "its norse-1.1.0 bank": (40, 192, 75, 192, 7),
+    "half the field": (80, 144, 37, 144, 7),
+    "36 fields": (80, 36, 75, 36, 7),
+    "12 fields": (80, 12, 75, 12, 7),
+    "the demo's second layer": (640, 12, 12, 12, 7),
+    "5 x 5": (40, 64, 75, 64, 5),
+    "the paper's third layer": (80, 144, 37, 3, 5),
+}
+
+
+def step(method, frames, weight, probe):
+    out = convolve(frames, weight, method)
+    return out, *torch.autograd.grad(out, (frames, weight), probe)
+
+
+def measure(name, runs):
+    n, C, size, N, k = SHAPES[name]
+    frames = torch.randn(n, C, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(N, C, k, k, requires_grad=True)
+    probe = torch.randn(n, N, size, size).contiguous(memory_format=torch.channels_last)
+    few = (frames.detach()[:2].requires_grad_(), weight, probe[:2])
+    for actual, wanted in zip(step("spectral", *few), step("direct", *few), strict=True):
+        assert (actual - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    direct, spectral = multiplications(frames.shape, weight.shape)
+    taken = "spectral" if spectral_is_faster(frames, weight) else "direct"
+    saved = f"{direct / spectral:.2g} times fewer multiplications, {direct:.2g} direct: auto takes {taken}"
+    ratio = alternate(
+        f"convolution, {name}: {n} x {C} to {N}, {size} x {size}, kernel {k}; {saved}",
+        lambda: step("spectral", frames, weight, probe),
+        lambda: step("direct", frames, weight, probe),
+        runs,
+    )
+    if taken == "spectral" and ratio.median < 1:
+        print("  auto is WRONG here")
+    return ratio
+
+
+def main():
+    parser = argparse.ArgumentParser("benchmarks.conv", description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=2, help="pairs (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/conv.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    machine = machine_line(dtype="float32", passes="forward and backward")
+    print(machine)
+    ratios = [measure(name, arguments.runs) for name in SHAPES]
+    if arguments.save:
+        write_table("conv", ratios, f"python3 -m benchmarks.conv {' '.join(sys.argv[1:])}", machine)
+
+
+if __name__ == "__main__":
+    main()
