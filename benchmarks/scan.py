@@ -5,8 +5,9 @@ python3 -m benchmarks.scan [--batch 8] [--runs 3] [--compile] [--save]
 Forward and backward of 40 steps of B x 144 x 75 x 75 cells, the paper's second layer, one time constant.
 Outputs and gradients are asserted equal first, on a small part.  The surrogate's alpha is 1, which is what
 Norse 1.1.0 takes in any case, and where SpikingJelly's SuperSpike agrees; its LIF has a fixed time constant,
-and fires at the threshold, too, which these currents do not meet.  It is left out where it is not installed (`pip install --no-deps
-spikingjelly==2.0.0 loguru`; its dependencies would exchange torch).  At 8 recordings a side takes up to 9 GB.
+and fires at the threshold, too, which these currents do not meet.  It is left out where it is not installed:
+`pip install --no-deps spikingjelly==2.0.0 loguru` (its dependencies would exchange torch).  At 8 recordings a
+side takes up to 9 GB.
 """
 
 import argparse
