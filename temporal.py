@@ -209,7 +209,7 @@ def _flat(current, decay, v0):
     along it, decay does too.
     """
     step = v0.shape
-    leading = decay.dim() == len(step) > 0 and decay.numel() == len(decay)
+    leading = decay.dim() == len(step) > 0 and decay.numel() == len(decay) == step[0]
     K, groups = (len(decay), current.shape[1]) if leading else (1, 1)
     if not leading:
         current = current.expand(len(current), *step)

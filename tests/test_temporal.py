@@ -22,6 +22,7 @@ SHAPES = {  # of a step's current, of the rates
     "rate per channel": ((2, 3, 4, 5), (3, 1, 1)),
     "rates over one current": ((1, 2, 3, 4, 5), (4, 1, 1, 1, 1)),
     "rates over their own currents": ((4, 2, 3, 4, 5), (4, 1, 1, 1, 1)),
+    "one rate over every axis": ((4, 5), (1, 1)),
 }
 
 
