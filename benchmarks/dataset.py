@@ -1,45 +1,35 @@
-"""Loading one batch: the published way, dense from the file on, against sparse events and `dense_frames`.
+"""Loading one batch: GERD's own data set and torch's collate against sparse events and `dense_frames`.
 
-python3 -m benchmarks.dataset [RECORDINGS]    GERD's *.dat files; without, even noise at their rate is written
+python3 -m benchmarks.dataset [RECORDINGS] [--runs 7] [--save]    needs the gerd package
 
-Both sides load the same batch in one process.  The frames (T, B, C, H, W) are uint8 here, float32 as
-published; a worker's part ends before `dense_frames`, and where the published one stacks its samples.
+RECORDINGS: GERD's *.dat files; without, even noise at their rate is written.  Both sides load the same batch
+in one process.  The frames (T, B, C, H, W) are uint8 here, float32 as published; a worker's part ends before
+`dense_frames`.  Memory is the most that torch held at a time for a worker's part.
 """
 
 import argparse
 import shutil
+import sys
 import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from gerd import GerdDataset
 from torch.utils.data import default_collate
 
-from benchmarks.paired import machine_line, paired
+from benchmarks.paired import alternate, compare, machine_line, peak_bytes, write_table
 from dataset import DataError, ShapeDataset, collate, dense_frames, read_recording, write_recording
 
 TIMESTEPS, DELAY, BATCH = 40, 1, 4
 SHAPE, EVENTS = (128, 2, 300, 300), 35_000  # of a 20-pixel recording of GERD's
 
 
-def published_item(path, stack):
-    """The published `__getitem__`: everything dense and float, then cut, clipped and stacked."""
-    frames, labels = torch.load(path, weights_only=True)
-    tau = TIMESTEPS + stack - 1
-    dense = frames.to_dense().float()
-    halves = [dense[:tau].clip(0, 1), dense[tau : 2 * tau].clip(0, 1)]
-    if stack > 1:
-        halves = [
-            torch.stack([torch.cat(tuple(half[k : k + stack])) for k in range(TIMESTEPS)]) for half in halves
-        ]
-    return *halves, labels.squeeze()[tau + DELAY : 2 * tau + DELAY][stack - 1 :]
-
-
-def published_batch(files, stack):
+def published_batch(dataset):
     """(warm-up, actual, labels), collated and turned T first as the published program does."""
-    warmup, actual, labels = default_collate([published_item(path, stack) for path in files])
-    return tuple(tensor.transpose(0, 1) for tensor in (warmup, actual, labels))
+    batch = default_collate([dataset[i] for i in range(BATCH)])
+    return tuple(tensor.transpose(0, 1) for tensor in batch)
 
 
 def our_batch(dataset):
@@ -49,14 +39,11 @@ def our_batch(dataset):
     )
 
 
-def n_bytes(tensors):
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
 def fill(folder, recordings):
-    """BATCH recordings in `folder`: copies of those given, in turn, or events spread evenly."""
+    """Recordings in `folder`, of which BATCH are for training: copies of those given, in turn, or events
+    spread evenly."""
     folder.mkdir()
-    for i in range(BATCH):
+    for i in range(BATCH + 1):
         if recordings:
             shutil.copy(recordings[i % len(recordings)], folder / f"{i}.dat")
             continue
@@ -65,35 +52,43 @@ def fill(folder, recordings):
         write_recording(folder / f"{i}.dat", rng.integers(0, SHAPE, (EVENTS, 4)), labels, SHAPE)
 
 
-def compare(root, stack, runs):
-    """Asserts that both ways give one batch, then times them."""
-    dataset = ShapeDataset(root, TIMESTEPS, "all", DELAY, stack)
-    for ours, published in zip(our_batch(dataset), published_batch(dataset.files, stack), strict=True):
-        assert torch.equal(ours.float(), published)
-    paired(
-        f"loading a batch of {BATCH}, {stack} frames stacked",
-        lambda: our_batch(dataset),
-        lambda: published_batch(dataset.files, stack),
-        runs,
-    )
-    paired(
-        f"a worker's part of it, {stack} frames stacked",
-        lambda: collate([dataset[i] for i in range(len(dataset))]),
-        lambda: default_collate([published_item(path, stack) for path in dataset.files]),
-        runs,
-    )
-    ours = n_bytes(collate([dataset[i] for i in range(len(dataset))]))
-    published = n_bytes(published_batch(dataset.files, stack))
-    ratio = published / ours
-    spread = f"{ratio:.4g} (n=1, {ratio:.4g}..{ratio:.4g})"
-    print(f"ratio bytes handed over by a worker, {stack} frames stacked: {spread}")
-    print(f"  ours {ours / 1e6:.3g} MB, theirs {published / 1e6:.4g} MB")
+def measure(root, stack, runs):
+    """Asserts that both ways give one batch, then measures them."""
+    dataset = ShapeDataset(root, TIMESTEPS, "train", DELAY, stack)
+    published = GerdDataset(root, TIMESTEPS, pose_delay=DELAY, stack=stack)
+    assert len(dataset) == len(published) == BATCH
+    *frames, labels = published_batch(published)
+    for ours, theirs in zip(our_batch(dataset), (*frames, labels.flatten(2, -2)), strict=True):
+        assert torch.equal(ours.float(), theirs)
+
+    def our_worker():
+        return collate([dataset[i] for i in range(BATCH)])
+
+    def their_worker():
+        return default_collate([published[i] for i in range(BATCH)])
+
+    stacked = f"{stack} frames stacked"
+    return [
+        alternate(
+            f"loading a batch of {BATCH}, {stacked}",
+            lambda: our_batch(dataset),
+            lambda: published_batch(published),
+            runs,
+        ),
+        alternate(f"a worker's part of it, {stacked}", our_worker, their_worker, runs),
+        compare(
+            f"memory of a worker's part, {stacked}",
+            [(peak_bytes(our_worker) / 1e6, peak_bytes(their_worker) / 1e6)],
+            "MB",
+        ),
+    ]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recordings", nargs="*", type=Path, help="GERD .dat files of 128 frames, 300 x 300")
     parser.add_argument("--runs", type=int, default=7, help="pairs timed (default: 7)")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/dataset.md")
     arguments = parser.parse_args()
     for path in arguments.recordings:
         try:
@@ -102,11 +97,18 @@ def main():
             parser.error(str(error))
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "Validating sparse tensor invariants")  # torch 2.15, on every load
-    print(machine_line(timesteps=TIMESTEPS, batch=BATCH, shape=SHAPE, recordings=len(arguments.recordings)))
+    machine = machine_line(
+        timesteps=TIMESTEPS, batch=BATCH, shape=SHAPE, recordings=len(arguments.recordings)
+    )
+    print(machine)
+    ratios = []
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder) / "a", arguments.recordings)
         for stack in (1, 8):
-            compare(folder, stack, arguments.runs)
+            ratios += measure(folder, stack, arguments.runs)
+    if arguments.save:
+        command = f"python3 -m benchmarks.dataset {' '.join(sys.argv[1:])}"
+        write_table("dataset", ratios, command, machine)
 
 
 if __name__ == "__main__":

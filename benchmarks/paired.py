@@ -1,5 +1,6 @@
 """How every benchmark here measures: two ways of one result, timed in turn, the ratio of each pair."""
 
+import itertools
 import os
 import platform
 import statistics
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import numpy
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -88,6 +90,15 @@ def paired(name, ours, theirs, runs=5) -> float:
     return alternate(name, ours, theirs, runs).median
 
 
+def peak_bytes(function) -> int:
+    """The most bytes that torch held on the CPU at a time during a call, beyond those before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        function()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(held, default=0)
+
+
 def write_table(name, ratios, command, machine):
     """The ratios as a Markdown table in benchmarks/results/<name>.md, below what made them."""
     rows = [
@@ -101,5 +112,5 @@ def write_table(name, ratios, command, machine):
     ]
     path = RESULTS / f"{name}.md"
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join([f"`{command}`", "", machine, "", *head, *rows]) + "\n")
+    path.write_text("\n".join([f"`{command.strip()}`", "", machine, "", *head, *rows]) + "\n")
     print(f"written: {path.relative_to(RESULTS.parents[1])}")
