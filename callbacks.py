@@ -70,7 +70,7 @@ class Published(Drawing):
     def on_train_start(self, trainer, model):
         """What a killed run logged behind the checkpoint that it goes on from is logged anew."""
         step, version = trainer.global_step, str(trainer.logger.version)
-        if trainer.is_global_zero and trainer.ckpt_path:
+        if trainer.is_global_zero and trainer.logger.goes_on:
             ours = re.compile(rf"(\d+),[^,]*,{version}\n").fullmatch
             self._write_csv(keep=lambda line: not (match := ours(line)) or int(match[1]) <= step)
 

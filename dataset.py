@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from archive import UNREADABLE, ArchiveError, load_archive, save_whole
+from processes import follow_parent
 
 TRAIN_SHARE = 0.8  # of each folder's files, in the order of their names as text
 RENDER = "render recordings with data_generation.sh or generate_data.py"
@@ -315,6 +316,10 @@ class EpochSampler(Sampler):
         return iter(order)
 
 
+def _start_worker(_):
+    follow_parent()
+
+
 def loader(dataset, batch_size, shuffle, num_workers=0, seed=0, drop_last=None):
     """EventBatches of a ShapeDataset.  Neither order nor content depends on the number of workers.
 
@@ -331,6 +336,7 @@ def loader(dataset, batch_size, shuffle, num_workers=0, seed=0, drop_last=None):
         collate_fn=collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # of seeds that no worker uses; else they come out of the global one
     )

@@ -293,7 +293,7 @@ def train(arguments):
 
     flags = {k: v for k, v in arguments.items() if k not in own | fields}
     step = None if version is None else before["global_step"]
-    logger = RunLogger(arguments["log_root"], name, version, purge_step=step)
+    logger = RunLogger(arguments["log_root"], name, version, step, arguments["ckpt_path"] == "last")
     published = Published(arguments["log_root"], name, arguments["data_root"])
     callbacks = [published, Board(), Record(arguments["data_root"]), Stop(), LearningRateMonitor()]
     trainer = build_trainer(flags, logger, callbacks)

@@ -8,9 +8,10 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from archive import GIB, ArchiveError, load_archive, save_whole
+from archive import GIB, ArchiveError, fcntl, load_archive, save_whole
 
 MAX_BYTES = 4 * GIB
+UNFINISHED = ".unfinished"
 # settings that may change when a run goes on
 FREE = ("num_workers", "temporal_backend", "convolution", "checkpoint_activations", "compile")
 
@@ -69,9 +70,13 @@ def find_last(run_folder, settings):
     One that is damaged is named on stderr, and the one before it taken.
     """
     paths = run_folder.glob("version_*/checkpoints/*.ckpt")
-    others = set()  # folders of runs of other settings
+    others = set()  # folders of runs of other settings, or of a living process
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):
         if path.parent in others or path.name.startswith("."):
+            continue
+        if rank_zero_only.rank == 0 and is_trained(path.parents[1]):
+            print(f"{path.parents[1]}: another process trains it", file=sys.stderr)
+            others.add(path.parent)
             continue
         try:
             trained_with = read_checkpoint(path)["hyper_parameters"]
@@ -100,19 +105,80 @@ def version_of(checkpoint, run_folder):
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard's logs in a `version_k` of their own, even if several runs start at once; or, with
-    `version`, those of a run that goes on: what it logged from `purge_step` on is forgotten."""
+    """TensorBoard's logs in a `version_k` of one run alone, also where several start at once.
 
-    def __init__(self, log_root, name, version=None, purge_step=None):
+    version: of the run that goes on, None for a new one; what it logged from purge_step on is forgotten.
+    `reuse`: a new run may take the place of one that was killed before its first checkpoint. While a run
+    lives, and where it did not end well, `version_k/.unfinished` lies there, locked by the living.
+    """
+
+    def __init__(self, log_root, name, version=None, purge_step=None, reuse=False):
         further = {} if purge_step is None else {"purge_step": purge_step}
         super().__init__(log_root, name=name, version=version, default_hp_metric=False, **further)
-        self._claimed = version
+        self.goes_on, self._wanted, self._reuse, self._lock = version is not None, version, reuse, None
 
     @property
     def version(self):
-        if self._claimed is None and rank_zero_only.rank == 0:
-            self._claimed = claim_version(Path(self.root_dir))
-        return self._claimed or 0
+        if rank_zero_only.rank == 0 and self._lock is None:
+            self._claim(Path(self.root_dir))
+        return self._wanted or 0
+
+    def _claim(self, run_folder):
+        unsaved = abandoned(run_folder) if self._reuse and self._wanted is None else []
+        for number in [self._wanted] if self.goes_on else unsaved:
+            self._lock = take(run_folder / f"version_{number}")
+            if self._lock is not None:
+                break
+            if self.goes_on:
+                raise TrainingError(f"{run_folder / f'version_{number}'}: another process trains it")
+        if self._lock is not None:
+            self._wanted, self.goes_on = number, True
+            if number in unsaved:
+                for path in (run_folder / f"version_{number}").glob("events.out.tfevents.*"):
+                    path.unlink()
+            return
+        self._wanted = claim_version(run_folder)
+        self._lock = take(run_folder / f"version_{self._wanted}")
+
+    @rank_zero_only
+    def finalize(self, status):
+        super().finalize(status)
+        if self._lock is not None:
+            if status == "success":
+                (Path(self.root_dir) / f"version_{self._wanted}" / UNFINISHED).unlink(missing_ok=True)
+            self._lock.close()
+
+
+def take(version):
+    """`.unfinished` of a version, open and locked for as long as it stays open; None if it is another's."""
+    file = (version / UNFINISHED).open("a")
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
+def is_trained(version):
+    """Whether a living process trains this version."""
+    lock = take(version) if (version / UNFINISHED).exists() else False
+    if lock:
+        lock.close()
+    return lock is None
+
+
+def abandoned(run_folder):
+    """Numbers of the versions whose run ended, not well, before its first checkpoint."""
+    folders = [path.parent for path in run_folder.glob(f"version_*/{UNFINISHED}")]
+    return [
+        int(folder.name.removeprefix("version_"))
+        for folder in sorted(folders)
+        if not list(folder.glob("checkpoints/*.ckpt")) and not is_trained(folder)
+    ]
 
 
 def claim_version(run_folder):

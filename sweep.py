@@ -33,6 +33,7 @@ FINISHED = "finished.json"
 POLL_S = 0.1
 QUIET = "--enable_progress_bar=false"  # before a line's words, which may turn it on
 RESTARTS = 5  # of a SLURM job that never reached a checkpoint
+PRCTL = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
 PR_SET_PDEATHSIG = 1  # prctl: the signal that a process gets when its parent dies
 
 
@@ -159,10 +160,9 @@ def environment(slot, jobs):
 
 
 def follow_parent():
-    """In a new process: SIGTERM when its parent dies, where the system can (Linux)."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    """In a new process: SIGTERM when its parent dies, where the system can (Linux).  Imports nothing."""
+    if PRCTL:
+        PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def last_line(path):

@@ -90,11 +90,14 @@ def trained(logs):
 
 
 def plain(value, root):
-    """A checkpoint's content as plain numbers, its paths relative to `root`."""
+    """A checkpoint's content as plain numbers, its paths relative to `root`.
+
+    Without `last_model_path`: Lightning notes it behind an epoch's own checkpoint, before `last.ckpt`.
+    """
     if torch.is_tensor(value):
         return value.tolist()
     if isinstance(value, dict):
-        return {plain(key, root): plain(one, root) for key, one in value.items()}
+        return {plain(k, root): plain(v, root) for k, v in value.items() if k != "last_model_path"}
     if isinstance(value, list | tuple):
         return [plain(one, root) for one in value]
     return value.replace(root, "") if isinstance(value, str) else value
@@ -150,7 +153,7 @@ def kill_rendering(folder, kills, seed):
     draw, whole = random.Random(seed), folder / "rendered"
 
     def recordings(root):
-        return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("[!.]*") if path.is_file()}
 
     spent = run("generate_data", [RENDERING[0], whole, *RENDERING[1:]], folder)
     expected, wrong = recordings(whole), 0
