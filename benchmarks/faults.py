@@ -41,6 +41,7 @@ def command(module, words, output):
     """In a process of its own: `module.main(words)`, what it says into a file, its exit code the
     process's."""
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # of what it starts itself, as if called by a shell
     with output.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

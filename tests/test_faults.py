@@ -156,7 +156,11 @@ def test_processes_that_read_data_die_with_their_parent(processes, data, tmp_pat
     process.join()
     end = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() and is_running(pid) for pid in members):
-        assert time.monotonic() < end, "workers live on"
+        assert time.monotonic() < end, [
+            (pid, Path(f"/proc/{pid}/status").read_text(), Path(f"/proc/{pid}/cmdline").read_text())
+            for pid in members
+            if Path(f"/proc/{pid}").exists()
+        ]
         time.sleep(0.1)
 
 
