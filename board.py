@@ -63,22 +63,24 @@ class Board(Drawing):
 
     def on_train_batch_start(self, trainer, model, batch, batch_idx):
         if trainer.global_step % PICTURE_EVERY == 0:
-            self._show(trainer, model)
+            self._show(trainer, model, trainer.global_step)
 
     def on_validation_batch_end(self, trainer, model, outputs, batch, batch_idx, dataloader_idx=0):
         if outputs and trainer.is_global_zero and not trainer.sanity_checking:
             arrays = (image.float().cpu().numpy() for image in outputs["panel"])
-            self.picture(trainer, "image/validation", trainer.global_step, prediction_panel, *arrays)
+            self.picture(trainer, "image/validation", trainer.global_step - 1, prediction_panel, *arrays)
 
     def on_validation_end(self, trainer, model):
         if not trainer.sanity_checking:
-            self._show(trainer, model)
+            # at the step of a validation's other numbers: what has the step of a checkpoint or a later one
+            # is logged anew by a run that goes on from it
+            self._show(trainer, model, trainer.global_step - 1)
 
-    def _show(self, trainer, model):
+    def _show(self, trainer, model, step):
         """The network as it is: time constants, weights, fields; once a step."""
-        if not trainer.is_global_zero or self.shown_at == trainer.global_step:
+        if not trainer.is_global_zero or self.shown_at == step:
             return
-        step = self.shown_at = trainer.global_step
+        self.shown_at = step
         self._time_constants(trainer, model, step)
         for l, layer in enumerate(model.net.channels[0].spatiotemporal):
             weight = layer.spatial.spatial.weight.detach()

@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from archive import UNREADABLE, ArchiveError, load_archive, save_whole
 from processes import follow_parent
+from sampling import EpochSampler, SharedBatches
 
 TRAIN_SHARE = 0.8  # of each folder's files, in the order of their names as text
 RENDER = "render recordings with data_generation.sh or generate_data.py"
@@ -260,7 +261,10 @@ def recordings(root, split, dataset_filter=None):
 
 
 def collate(samples):
-    """Samples to an EventBatch."""
+    """Samples to an EventBatch; none to an empty one."""
+    if not samples:
+        none = torch.empty(0, dtype=torch.int32)
+        return EventBatch(none, none.long(), torch.empty(0, 0, 0, 2))
     return EventBatch(
         torch.cat([sample.events for sample in samples]),
         torch.tensor([len(sample.events) for sample in samples]),
@@ -294,45 +298,33 @@ def stacked(frames, stack_frames, sum_frames):
     return sum(shifted[1:], shifted[0]) if sum_frames else torch.cat(shifted, dim=2)
 
 
-class EpochSampler(Sampler):
-    """All items, shuffled by (seed, epoch) alone: any epoch can be gone through again, from any place.
-
-    Lightning calls `set_epoch`; `skip` items of the next epoch have been served already.
-    """
-
-    def __init__(self, n, seed):
-        self.n, self.seed, self.epoch, self.skip = n, seed, 0, 0
-
-    def __len__(self):
-        return self.n
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        order = torch.randperm(self.n, generator=generator).tolist()[self.skip :]
-        self.skip = 0
-        return iter(order)
-
-
 def _start_worker(_):
     follow_parent()
 
 
-def loader(dataset, batch_size, shuffle, num_workers=0, seed=0, drop_last=None):
+def loader(dataset, batch_size, shuffle, num_workers=0, seed=0, drop_last=None, rank=0, n_processes=1):
     """EventBatches of a ShapeDataset.  Neither order nor content depends on the number of workers.
 
     drop_last None: shuffled batches are whole, unless there are too few items for one (FIDELITY 16); the
-    others leave no item out.
+    others leave no item out.  rank of n_processes: the share of one of several processes, batch_size each.
+    ValueError where there are too few items to shuffle for several.
     """
     if drop_last is None:
         drop_last = shuffle and len(dataset) >= batch_size
+    sampler = EpochSampler(len(dataset), seed) if shuffle else None
+    if n_processes == 1:
+        batches = {"batch_size": batch_size, "sampler": sampler, "drop_last": drop_last}
+    else:
+        if shuffle and len(dataset) < batch_size * n_processes:
+            raise ValueError(
+                f"--batch_size {batch_size} in {n_processes} processes wants {batch_size * n_processes} "
+                f"items to train on; there are {len(dataset)}"
+            )
+        order = SequentialSampler(dataset) if sampler is None else sampler
+        batches = {"batch_sampler": SharedBatches(order, batch_size, drop_last, rank, n_processes)}
     return DataLoader(
         dataset,
-        batch_size,
-        sampler=EpochSampler(len(dataset), seed) if shuffle else None,
-        drop_last=drop_last,
+        **batches,
         collate_fn=collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

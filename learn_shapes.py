@@ -19,6 +19,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from board import PICTURE_FRAMES, Board, Record
 from callbacks import PICTURE_EVERY, Published, Stop, Stopped, explain
@@ -27,17 +28,9 @@ from coordinates import COORDINATES, pixel_to_unit, unit_to_pixel
 from dataset import DataError, ShapeDataset, dense_frames, loader
 from losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
 from model import SpatioTemporalModel
-from persistence import (
-    RunLogger,
-    TrainingError,
-    WholeFiles,
-    batches_served,
-    diverged,
-    find_last,
-    read_checkpoint,
-    remove_parts,
-    version_of,
-)
+from persistence import RunLogger, TrainingError, WholeFiles, batches_served, diverged, find_last
+from persistence import read_checkpoint, remove_parts, version_of
+from processes import mean_of_all, n_processes, sum_of_all
 
 # large tensors on huge pages: on a CPU, touching fresh pages of 4 KB costs more than the arithmetic on them
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -84,6 +77,18 @@ class ShapesModel(pl.LightningModule):
         self.save_hyperparameters(dataclasses.asdict(self.config))
         self.net = SpatioTemporalModel(self.config)
         self.coordinate = COORDINATES[self.config.coordinate]()
+        names = ["loss", "norm", "reg", "error_px"] + (["spike_reg"] if self.config.net == "lif" else [])
+        n = self.config.n_classes
+        shapes = RECORDINGS_SHAPES if n == len(RECORDINGS_SHAPES) else range(n if n > 1 else 0)
+        names += [f"error_px/{shape}" for shape in shapes]
+        self.validation = torch.nn.ModuleDict({name: MeanMetric() for name in [*names, "hp_metric"]})
+        for metric in () if torch.backends.mps.is_available() else self.validation.values():
+            metric.set_dtype(torch.float64)  # the same to the last digit however many processes there are
+
+    def setup(self, stage):
+        if self.trainer.world_size > 1 and not self.config.skip_connections:
+            for name, parameter in self.named_parameters():  # no part of the loss: DDP would wait for them
+                parameter.requires_grad_(parameter.requires_grad and not name.endswith("skip_weight"))
 
     def forward(self, frames, state: TrackingState | None = None) -> Tracking:
         """Positions in frames (T, B, C, H, W); `state` carries over from the previous chunk, None is rest."""
@@ -120,13 +125,13 @@ class ShapesModel(pl.LightningModule):
         """Loss terms by published name, the error in pixels per shape (N,), and the targets."""
         config = self.config
         target = pixel_to_unit(labels_px, config.resolution)
-        targets = gaussian_targets(target, tracking.heatmaps.shape[-2:])
+        targets = gaussian_targets(target, tracking.heatmaps.shape[-2:], sum_of_all)
         norm = coordinate_distance(tracking.coordinates, target)
         reg = REGULARISERS[config.regularization](tracking.heatmaps, targets) * config.regularization_scale
         terms = {"loss": norm + reg, "norm": norm, "reg": reg}
         if config.net == "lif":
             terms["spike_reg"] = spike_regulariser(
-                tracking.activities,
+                mean_of_all(tracking.activities, labels_px.shape[1]),
                 config.regularization_activity_mean,
                 config.regularization_activity_scale,
             )
@@ -142,13 +147,18 @@ class ShapesModel(pl.LightningModule):
         tracking, frames, labels_px = self.track(batch)
         terms, error_px, targets = self.terms(tracking, labels_px)
         loss = terms["loss"] = terms["loss"] + terms.get("spike_reg", 0)
-        step, value = self.late_loss(loss)
+        logged = {**terms, "error_px": error_px.mean()}
+        if n_processes() > 1:
+            means = sum_of_all(torch.stack([value.float() for value in logged.values()])) / n_processes()
+            logged = dict(zip(logged, means, strict=True))
+        step, value = self.late_loss(logged["loss"])
         if not math.isfinite(value):
             folder = self.trainer.checkpoint_callback and self.trainer.checkpoint_callback.dirpath
             raise TrainingError(diverged(f"the loss is {value}", step, folder))
-        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=len(batch.counts))
-        self.log("loss", loss, prog_bar=True, logger=False)
-        self.log("train/error_px", error_px.mean(), prog_bar=True, batch_size=len(batch.counts))
+        size = {"batch_size": len(batch.counts)}
+        self.log("train/error_px", logged.pop("error_px"), prog_bar=True, **size)
+        self.log_dict({f"train/{name}": value for name, value in logged.items()}, **size)
+        self.log("loss", logged["loss"], prog_bar=True, logger=False)
         outputs = dict(enumerate(tracking.activities)) if self.config.net == "lif" else {}
         outputs[len(self.net.channels)] = tracking.heatmaps.mean()
         self.log_dict({f"train/out/{i}": value for i, value in outputs.items()})
@@ -173,19 +183,26 @@ class ShapesModel(pl.LightningModule):
         return step, value.item()
 
     def validation_step(self, batch, batch_idx):
-        tracking, frames, labels_px = self.track(batch)
-        terms, error_px, targets = self.terms(tracking, labels_px)
-        size = {"batch_size": len(batch.counts), "sync_dist": True}
-        self.log_dict({f"val/{name}": value for name, value in terms.items()}, **size)
-        self.log("hp_metric", terms["loss"], **size)  # without spike_reg (kept: FIDELITY 15)
-        self.log("val/error_px", error_px.mean(), prog_bar=True, **size)
-        if len(error_px) > 1:
-            names = RECORDINGS_SHAPES if len(error_px) == len(RECORDINGS_SHAPES) else range(len(error_px))
-            self.log_dict(
-                {f"val/error_px/{n}": e for n, e in zip(names, error_px.unbind(), strict=True)}, **size
-            )
-
-        return {"panel": panel(frames, tracking, targets)} if batch_idx == 0 else None
+        size, shown = len(batch.counts), None
+        if size:
+            tracking, frames, labels_px = self.track(batch)
+            terms, error_px, targets = self.terms(tracking, labels_px)
+            shapes = [name for name in self.validation if name.startswith("error_px/")]
+            # hp_metric is without spike_reg (kept: FIDELITY 15)
+            values = terms | {"error_px": error_px.mean(), "hp_metric": terms["loss"]}
+            values |= dict(zip(shapes, error_px, strict=True)) if shapes else {}
+            for name, value in values.items():
+                self.validation[name].update(value, size)
+            shown = {"panel": panel(frames, tracking, targets)} if batch_idx == 0 else None
+        else:  # the share of a last batch may be empty: the others wait for its sums all the same
+            sum_of_all(torch.zeros((), device=self.device))
+            if self.config.net == "lif":
+                mean_of_all(torch.zeros(len(self.net.channels), device=self.device), 0)
+        for name, metric in self.validation.items():
+            tag = name if name == "hp_metric" else f"val/{name}"
+            bar = name == "error_px"
+            self.log(tag, metric, on_step=False, on_epoch=True, prog_bar=bar, batch_size=max(size, 1))
+        return shown
 
     def configure_optimizers(self):
         config = self.config
@@ -240,7 +257,11 @@ def build_trainer(flags, logger, callbacks):
     ddp."""
     if flags["strategy"] == "dp":
         flags["strategy"] = "auto" if str(flags["devices"]) in ("1", "auto") else "ddp"
-        print(f"--strategy=dp is gone from Lightning 2: taking {flags['strategy']}", file=sys.stderr)
+        notice = f"--strategy=dp is gone from Lightning 2: taking {flags['strategy']}"
+        rank_zero_only(print)(notice, file=sys.stderr)
+    if flags["sync_batchnorm"]:
+        raise ValueError("--sync_batchnorm: batch normalisation here is per time step, and per process")
+    flags["use_distributed_sampler"] = False  # loaders share out their items themselves
     if flags["enable_checkpointing"] is not False:
         best = ModelCheckpoint(
             monitor="val/norm",
@@ -297,17 +318,17 @@ def train(arguments):
     published = Published(arguments["log_root"], name, arguments["data_root"])
     callbacks = [published, Board(), Record(arguments["data_root"]), Stop(), LearningRateMonitor()]
     trainer = build_trainer(flags, logger, callbacks)
+    several = {"rank": trainer.global_rank, "n_processes": trainer.world_size}
+    size, workers, seed = (settings[name] for name in ("batch_size", "num_workers", "seed"))
     loaders = {
-        split: loader(
-            dataset, settings["batch_size"], split == "train", settings["num_workers"], settings["seed"]
-        )
+        split: loader(dataset, size, split == "train", workers, seed, **several)
         for split, dataset in data.items()
     }
     if checkpoint:
         served = batches_served(before, len(loaders["train"]))
-        loaders["train"].sampler.skip = served * loaders["train"].batch_size
+        loaders["train"].batch_sampler.sampler.skip = served * size * trainer.world_size
     trainer.fit(model, loaders["train"], loaders["val"], ckpt_path=checkpoint, weights_only=True)
-    summarise(trainer, arguments["log_root"])
+    rank_zero_only(summarise)(trainer, arguments["log_root"])
     return trainer
 
 
@@ -327,6 +348,8 @@ def main(argv=None):
         train(arguments)
     except (SIGTERMException, Stopped) as stop:  # the first before training starts
         number = stop.args[0] if isinstance(stop, Stopped) else signal.SIGTERM
+        if rank_zero_only.rank:  # the first process speaks for all, and Lightning would kill it for our code
+            return 0
         print(f"stopped by {signal.Signals(number).name}; to go on: the same command with --ckpt_path last")
         return 128 + number
     except (OSError, RuntimeError, ValueError, MisconfigurationException) as error:

@@ -15,18 +15,19 @@ def coordinate_distance(predicted, target):
     return torch.linalg.vector_norm(predicted - target, dim=-1).mean()
 
 
-def gaussian_targets(positions_unit, shape):
+def gaussian_targets(positions_unit, shape, total=lambda own: own):
     """Gaussians of TARGET_SIGMA around positions (T, B, N, 2) on maps of `shape` (H, W): (T, B, N, H, W).
 
     All maps together sum to 1, not each (kept: FIDELITY 7); zeros where every position lies far outside the
-    field.
+    field.  total: turns the sum of the maps here into that of the whole batch, where it is spread over
+    processes.
     """
     along_h, along_w = (
         torch.exp(-(((_cell_centres(n, positions_unit) - position[..., None]) / TARGET_SIGMA) ** 2) / 2)
         for n, position in zip(shape, positions_unit.unbind(-1), strict=True)
     )
     targets = along_h[..., :, None] * along_w[..., None, :]
-    return targets / targets.sum().clamp_min(torch.finfo(targets.dtype).tiny)
+    return targets / total(targets.sum()).clamp_min(torch.finfo(targets.dtype).tiny)
 
 
 def _cell_centres(n, like):

@@ -36,11 +36,14 @@ def sum_of_all(value):
     return value
 
 
-def mean_of_all(value):
-    """The mean of a tensor over all processes; its gradient is that of this process's part.
+def mean_of_all(value, weight=1):
+    """The weighted mean of a tensor over all processes; its gradient is that of this process's part.
 
-    DDP averages gradients, so that what is computed from the mean gets the gradient it has in one process.
+    DDP averages gradients, so what is computed from this mean gets the gradient it has in one process.
     """
     if n_processes() == 1:
         return value
-    return value + (sum_of_all(value) / n_processes() - value.detach())
+    parts = value.detach().new_full((value.numel() + 1,), float(weight))
+    parts[1:] = value.detach().flatten() * weight if weight else 0
+    total, sums = sum_of_all(parts).split((1, value.numel()))
+    return value + ((sums / total).view_as(value) - value.detach())

@@ -154,7 +154,8 @@ def kill_rendering(folder, kills, seed):
     draw, whole = random.Random(seed), folder / "rendered"
 
     def recordings(root):
-        return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("[!.]*") if path.is_file()}
+        files = (path for path in root.rglob("[!.]*") if path.is_file())
+        return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
     spent = run("generate_data", [RENDERING[0], whole, *RENDERING[1:]], folder)
     expected, wrong = recordings(whole), 0

@@ -11,7 +11,8 @@ MAX_LINES = 350
 LEVELS = {
     0: {"config", "receptive_fields", "temporal", "coordinates", "losses", "visualization", "films"}
     | {"render", "motion", "outlines", "gerd_pictures", "gerd_masks", "affine_gaussian", "cascades"}
-    | {"convolution", "results", "field_weights", "archive", "processes", "theory_figures"},
+    | {"convolution", "results", "field_weights", "archive", "processes", "theory_figures"}
+    | {"sampling"},
     1: {"model", "dataset", "event_files", "persistence", "callbacks", "board"},
     2: {"generate_data", "learn_shapes", "checkpoints", "family_distance"}
     | {"spatial_covariance", "temporal_covariance"},
