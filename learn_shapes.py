@@ -4,6 +4,7 @@
 field of `config.Config`, every flag of Lightning's Trainer is accepted as it is.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -28,8 +29,17 @@ from coordinates import COORDINATES, pixel_to_unit, unit_to_pixel
 from dataset import DataError, ShapeDataset, dense_frames, loader
 from losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
 from model import SpatioTemporalModel
-from persistence import RunLogger, TrainingError, WholeFiles, batches_served, diverged, find_last
-from persistence import read_checkpoint, remove_parts, version_of
+from persistence import (
+    RunLogger,
+    TrainingError,
+    WholeFiles,
+    batches_served,
+    diverged,
+    find_last,
+    read_checkpoint,
+    remove_parts,
+    version_of,
+)
 from processes import mean_of_all, n_processes, sum_of_all
 
 # large tensors on huge pages: on a CPU, touching fresh pages of 4 KB costs more than the arithmetic on them
@@ -327,7 +337,8 @@ def train(arguments):
     if checkpoint:
         served = batches_served(before, len(loaders["train"]))
         loaders["train"].batch_sampler.sampler.skip = served * size * trainer.world_size
-    trainer.fit(model, loaders["train"], loaders["val"], ckpt_path=checkpoint, weights_only=True)
+    with contextlib.closing(logger):
+        trainer.fit(model, loaders["train"], loaders["val"], ckpt_path=checkpoint, weights_only=True)
     rank_zero_only(summarise)(trainer, arguments["log_root"])
     return trainer
 

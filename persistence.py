@@ -146,6 +146,11 @@ class RunLogger(TensorBoardLogger):
         if self._lock is not None:
             if status == "success":
                 (Path(self.root_dir) / f"version_{self._wanted}" / UNFINISHED).unlink(missing_ok=True)
+            self.close()
+
+    def close(self):
+        """Let others go on with this run, however it ended."""
+        if self._lock is not None:
             self._lock.close()
 
 

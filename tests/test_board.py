@@ -106,12 +106,12 @@ def test_time_constants_are_logged_in_milliseconds(logs):
         (0, pytest.approx(np.sqrt(30))),
         (0, pytest.approx(2 * np.sqrt(30))),
     ]
-    assert channels[0][-1][0] == 6 and values["tau_ms/read-out"][0][1] == pytest.approx(np.sqrt(30))
+    assert channels[0][-1][0] == 5 and values["tau_ms/read-out"][0][1] == pytest.approx(np.sqrt(30))
     assert {"weights/layer_0", "weights/layer_2"} <= set(events.Tags()["histograms"])
     tags = {f"fields/{p}/order_{o}" for p in ("off", "on") for o in ("0_0", "0_1", "1_0", "1_1")}
     assert tags | {"image/validation"} <= set(events.Tags()["images"])
-    assert [picture.step for picture in events.Images("fields/on/order_1_0")] == [0, 6]  # a slider over steps
-    assert [picture.step for picture in events.Images("image/validation")] == [6]
+    assert [picture.step for picture in events.Images("fields/on/order_1_0")] == [0, 5]  # a slider over steps
+    assert [picture.step for picture in events.Images("image/validation")] == [5]
 
 
 def test_every_chart_of_the_layout_finds_a_tag(logs):
