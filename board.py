@@ -101,6 +101,13 @@ class Board(Drawing):
         trainer.logger.experiment.add_scalar("tau_ms/read-out", read_out_ms, step)
 
 
+def panel(frames, tracking, targets):
+    """What the picture of a prediction shows of a batch's first sample, at the end of its window: frames (one
+    alone is a few scattered pixels), heat map, and target."""
+    seen = frames[-PICTURE_FRAMES:, 0].sum((0, 1))
+    return seen, tracking.heatmaps[-1, 0, 0].detach(), targets[-1, 0, 0]
+
+
 def comparable_settings(settings):
     """The summaries of TensorBoard's HPARAMS page, whose table begins with the settings in FIRST."""
     plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}

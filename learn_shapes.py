@@ -22,24 +22,14 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from board import PICTURE_FRAMES, Board, Record
+from board import Board, Record, panel
 from callbacks import PICTURE_EVERY, Published, Stop, Stopped, explain
 from config import CommandLine, Config, add_settings, run_name
 from coordinates import COORDINATES, pixel_to_unit, unit_to_pixel
 from dataset import DataError, ShapeDataset, dense_frames, loader
 from losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
 from model import SpatioTemporalModel
-from persistence import (
-    RunLogger,
-    TrainingError,
-    WholeFiles,
-    batches_served,
-    diverged,
-    find_last,
-    read_checkpoint,
-    remove_parts,
-    version_of,
-)
+from persistence import RunLogger, TrainingError, WholeFiles, batches_served, diverged, where_to_go_on
 from processes import mean_of_all, n_processes, sum_of_all
 
 # large tensors on huge pages: on a CPU, touching fresh pages of 4 KB costs more than the arithmetic on them
@@ -209,8 +199,7 @@ class ShapesModel(pl.LightningModule):
             if self.config.net == "lif":
                 mean_of_all(torch.zeros(len(self.net.channels), device=self.device), 0)
         for name, metric in self.validation.items():
-            tag = name if name == "hp_metric" else f"val/{name}"
-            bar = name == "error_px"
+            tag, bar = name if name == "hp_metric" else f"val/{name}", name == "error_px"
             self.log(tag, metric, on_step=False, on_epoch=True, prog_bar=bar, batch_size=max(size, 1))
         return shown
 
@@ -227,13 +216,6 @@ class ShapesModel(pl.LightningModule):
         )
         schedule = SCHEDULERS[config.lr_step]
         return [optimizer], [schedule(optimizer, config)] if schedule else []
-
-
-def panel(frames, tracking, targets):
-    """What the picture of a prediction shows of a batch's first sample, at the end of its window: frames (one
-    alone is a few scattered pixels), heat map, and target."""
-    seen = frames[-PICTURE_FRAMES:, 0].sum((0, 1))
-    return seen, tracking.heatmaps[-1, 0, 0].detach(), targets[-1, 0, 0]
 
 
 def command_line():
@@ -263,8 +245,7 @@ def open_data(data_root, settings):
 
 
 def build_trainer(flags, logger, callbacks):
-    """Lightning's Trainer with our logger and callbacks; `--strategy=dp`, gone from Lightning 2, becomes
-    ddp."""
+    """Lightning's Trainer with our logger and callbacks; the strategy dp, gone from it, becomes ddp."""
     if flags["strategy"] == "dp":
         flags["strategy"] = "auto" if str(flags["devices"]) in ("1", "auto") else "ddp"
         notice = f"--strategy=dp is gone from Lightning 2: taking {flags['strategy']}"
@@ -310,18 +291,7 @@ def train(arguments):
 
     name = run_name(model.config, arguments["data_root"])
     run_folder = Path(arguments["log_root"]) / name
-    checkpoint = arguments["ckpt_path"]
-    if checkpoint == "last":
-        checkpoint = find_last(run_folder, model_settings)
-        start = f"nothing to continue in {run_folder}: starting"
-        rank_zero_only(print)(f"continuing from {checkpoint}" if checkpoint else start)
-    elif checkpoint and not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"--ckpt_path {checkpoint}: no such file; want a .ckpt file or last")
-    before = read_checkpoint(checkpoint) if checkpoint else None
-    version = version_of(checkpoint, run_folder) if checkpoint else None
-    if version is not None:
-        remove_parts(Path(checkpoint).parent)
-
+    checkpoint, before, version = where_to_go_on(arguments["ckpt_path"], run_folder, model_settings)
     flags = {k: v for k, v in arguments.items() if k not in own | fields}
     step = None if version is None else before["global_step"]
     logger = RunLogger(arguments["log_root"], name, version, step, arguments["ckpt_path"] == "last")

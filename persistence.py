@@ -90,6 +90,26 @@ def find_last(run_folder, settings):
     return None
 
 
+def where_to_go_on(ckpt_path, run_folder, settings):
+    """The checkpoint that --ckpt_path means, its content, and which version of `run_folder` it is of.
+
+    Each is None where there is none.  last: the newest of these settings.  FileNotFoundError or TrainingError
+    for one that is not there or cannot be read.
+    """
+    if ckpt_path == "last":
+        ckpt_path = find_last(run_folder, settings)
+        start = f"nothing to continue in {run_folder}: starting"
+        rank_zero_only(print)(f"continuing from {ckpt_path}" if ckpt_path else start)
+    if not ckpt_path:
+        return None, None, None
+    if not Path(ckpt_path).is_file():
+        raise FileNotFoundError(f"--ckpt_path {ckpt_path}: no such file; want a .ckpt file or last")
+    version = version_of(ckpt_path, run_folder)
+    if version is not None:
+        remove_parts(Path(ckpt_path).parent)
+    return ckpt_path, read_checkpoint(ckpt_path), version
+
+
 def batches_served(checkpoint, n_batches):
     """Batches of its unfinished epoch that a checkpoint's run had trained on; 0 at the end of an epoch."""
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
