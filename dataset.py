@@ -94,7 +94,9 @@ def read_recording(path):
     if not (linear[1:] > linear[:-1]).all():  # equal ones add up, as in to_dense()
         frames = _sparse(indices, values.float(), frames.shape).coalesce()
         indices, values = frames.indices(), frames.values()
-    return Recording(indices[:, values >= 1].T, labels.float().flatten(1, -2), tuple(frames.shape))
+    if not (values >= 1).all():
+        indices = indices[:, values >= 1]
+    return Recording(indices.T, labels.float().flatten(1, -2), tuple(frames.shape))
 
 
 def check_file(path):
@@ -132,9 +134,10 @@ def _problem_of_labels(labels, n_frames):
 
 def _problem_of_events(frames):
     indices, values = frames._indices(), frames._values()
-    limits = torch.tensor(frames.shape)[:, None]
-    if ((indices < 0) | (indices >= limits)).any():
-        return "events lie outside the field"
+    if indices.numel():
+        least, most = indices.aminmax(dim=1)
+        if (least < 0).any() or (most >= torch.tensor(frames.shape)).any():
+            return "events lie outside the field"
     neither = ~((values <= 0) | (values >= 1))  # NaN, too
     if neither.any():
         return f"an event has the value {values[neither][0].item():g}, neither 0 nor 1"
