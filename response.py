@@ -5,13 +5,14 @@ Frames are (T, K, B, C, H, W), K temporal channels, or (T, 1, B, C, H, W) where 
 
 import torch
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from convolution import convolve, spectral_is_faster
 from temporal import (
     ALPHA,
     V_TH,
     LIBoxParameters,
+    LIBoxState,
+    LIFBoxFeedForwardState,
     LIFBoxParameters,
     leaky_integrate,
     leaky_integrate_and_fire,
@@ -57,34 +58,96 @@ def banded_response(fields, frames, weight, state, pool, rows):
     makes.  So only frames, weights and states are kept, and each band is computed again for its gradients.
     A band is small enough to stay in cache from its convolution to its pooled responses.
     """
-    H, pad = frames.shape[-2], weight.shape[-1] // 2
-    padded = F.pad(frames.flatten(0, 2), (pad,) * 4).contiguous(memory_format=torch.channels_last)
+    pad = (weight.shape[-1] // 2,) * 4
+    padded = F.pad(frames.flatten(0, 2), pad).contiguous(memory_format=torch.channels_last)
+    parameters = [] if fields[0].temporal.net == "ann" else [f.temporal.tau_mem_inv for f in fields]
+    parameters += [f.skip_weight for f in fields if f.skip_connection]
+    setting = fields, frames.shape, pool, rows
+    v0 = None if state is None else state.v
+    out, v, activity = _Bands.apply(setting, padded, weight, v0, *parameters)
+    return out, None if v is None else _state(fields)(v), activity
 
-    def band(part, weight, state):
-        current = F.conv2d(part, weight).unflatten(0, frames.shape[:3])
-        return neurons_response(fields, current, state, pool)
 
-    outs, states, activities = [], [], []
-    tops = range(0, max(H - 1, 1), rows)  # a last single row is not pooled: the band above takes it
-    for top, bottom in zip(tops, [*tops[1:], H], strict=True):
-        before = None if state is None else type(state)(state.v[..., top:bottom, :])
-        part = padded[..., top : bottom + 2 * pad, :]
-        out, after, activity = checkpoint(
-            band, part, weight, before, use_reentrant=False, preserve_rng_state=False
+class _Bands(torch.autograd.Function):
+    """Pooled responses, last voltages and activities, written band by band into place."""
+
+    @staticmethod
+    def forward(ctx, setting, padded, weight, v0, *parameters):
+        fields, shape, pool, _ = setting
+        outs = last = None
+        activity = 0
+        for top, bottom in _Bands.rows(setting):
+            out, v, mean = _Bands.band(setting, top, bottom, padded, weight, v0)
+            if outs is None:
+                *step, C, _, w = out.shape
+                outs = out.new_empty(*step, shape[-2] // 2, w, C).movedim(-1, -3)
+                last = None if v is None else v.new_empty(*v.shape[:2], *shape[-2:], C).movedim(-1, -3)
+            outs[..., top // 2 : bottom // 2, :] = out
+            if last is not None:
+                last[..., top:bottom, :] = v
+            activity = activity + mean * ((bottom - top) / shape[-2])
+        ctx.setting = setting
+        ctx.autocast = (
+            torch.is_autocast_enabled(padded.device.type),
+            torch.get_autocast_dtype(padded.device.type),
         )
-        outs.append(out)
-        states.append(after)
-        activities.append(activity * ((bottom - top) / H))
-    if states[0] is not None:
-        states = type(states[0])(join_rows([state.v for state in states]))
-    else:
-        states = None
-    return join_rows(outs), states, sum(activities)
+        ctx.save_for_backward(padded, weight, v0, *parameters)
+        ctx.set_materialize_grads(False)
+        return outs, last, activity
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out, grad_last, grad_activity):
+        padded, weight, v0, *parameters = ctx.saved_tensors
+        inputs = [padded, weight, v0, *parameters]
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
+        grads = {i: torch.zeros_like(inputs[i]) for i in wanted}
+        enabled, dtype = ctx.autocast
+        for top, bottom in _Bands.rows(ctx.setting):
+            with torch.enable_grad(), torch.autocast(padded.device.type, dtype, enabled):
+                leaves = [
+                    None if x is None else x.detach().requires_grad_(i in wanted)
+                    for i, x in enumerate(inputs[:3])
+                ]
+                out, v, mean = _Bands.band(ctx.setting, top, bottom, *leaves)
+                leaves += parameters
+            height = ctx.setting[1][-2]
+            pairs = [
+                (out, None if grad_out is None else grad_out[..., top // 2 : bottom // 2, :]),
+                (v, None if grad_last is None else grad_last[..., top:bottom, :]),
+                (mean, None if grad_activity is None else grad_activity * ((bottom - top) / height)),
+            ]
+            pairs = [pair for pair in pairs if pair[1] is not None and pair[0].requires_grad]
+            found = torch.autograd.grad(
+                [value for value, _ in pairs],
+                [leaves[i] for i in wanted],
+                [grad for _, grad in pairs],
+                allow_unused=True,
+            )
+            for i, grad in zip(wanted, found, strict=True):
+                if grad is not None:
+                    grads[i] += grad
+        return None, *(grads.get(i) for i in range(len(inputs)))
+
+    @staticmethod
+    def rows(setting):
+        """(top, bottom) of the bands; a last single row is not pooled: the band above takes it."""
+        _, shape, _, rows = setting
+        tops = range(0, max(shape[-2] - 1, 1), rows)
+        return zip(tops, [*tops[1:], shape[-2]], strict=True)
+
+    @staticmethod
+    def band(setting, top, bottom, padded, weight, v0):
+        fields, shape, pool, _ = setting
+        part = padded[..., top : bottom + weight.shape[-1] - 1, :]
+        current = F.conv2d(part, weight).unflatten(0, shape[:3])
+        state = None if v0 is None else _state(fields)(v0[..., top:bottom, :])
+        out, state, activity = neurons_response(fields, current, state, pool)
+        return out, None if state is None else state.v, activity
 
 
-def join_rows(bands):
-    """(..., C, h, W) bands one above the other, channels last in memory."""
-    return torch.cat([band.movedim(-3, -1) for band in bands], -3).movedim(-1, -3)
+def _state(fields):
+    return LIBoxState if fields[0].temporal.net == "li" else LIFBoxFeedForwardState
 
 
 def neurons_response(fields, current, state=None, pool=None):
