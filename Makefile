@@ -1,6 +1,7 @@
 # make demo    train two small networks on freshly rendered events; pictures go to demo/
 # make board   TensorBoard on what the demo logged, or on LOGS=...: open the address that it prints
 # make test    ruff and the whole test suite
+# make slurm-test   sweep.sh on a real SLURM of one node, started for it: needs root, slurm-wlm and munge; two minutes
 # make clean   remove .venv and demo/
 # The first call installs into .venv (PYTHON=python3.12 picks another Python, 3.10 or later); later ones start at once.
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOGS ?= demo/logs
 
-.PHONY: demo board test lint clean
+.PHONY: demo board test slurm-test lint clean
 
 demo: .venv/runtime.stamp
 	$(BIN)/python demo.py
@@ -18,6 +19,9 @@ board: .venv/runtime.stamp
 
 test: lint
 	$(BIN)/python -m pytest
+
+slurm-test: .venv/development.stamp
+	SLURM_TEST=1 $(BIN)/python -m pytest -s tests/test_slurm.py
 
 lint: .venv/development.stamp
 	$(BIN)/ruff check .

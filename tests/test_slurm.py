@@ -112,7 +112,8 @@ class Cluster:
 
     def hold(self, number):
         """Stops the process of a line behind its first epoch."""
-        self.until(lambda: self.rows(number), f"line {number} has trained an epoch")
+        saved = "*/version_*/checkpoints/last.ckpt"
+        self.until(lambda: list(self.line(number).glob(saved)), f"line {number} has trained an epoch")
         held = self.process(number)
         os.kill(held, signal.SIGSTOP)
         return held
