@@ -419,3 +419,37 @@ def test_a_recording_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_recording(tmp_path / "0.dat", torch.zeros(0, 4), torch.zeros(3, 1, 2), (3, 2, 16, 16))
     assert not list(tmp_path.iterdir())
+
+
+# shards
+
+
+def test_shards_together_are_the_data_set(tmp_path, capsys):
+    words = [*faults.RENDERING[1:], "--velocities", "0.5", "0.8"]
+    assert generate_data.main(["5", str(tmp_path / "whole"), *words]) == 0
+    for shard in ("3/3", "1/3", "2/3"):
+        assert generate_data.main(["5", str(tmp_path / "parts"), *words, "--shard", shard]) == 0
+    told = capsys.readouterr().out
+    assert all(f": {n} recordings rendered" in told for n in (3, 4, 10)) and "were there" not in told
+    whole, parts = (
+        {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "whole", tmp_path / "parts")
+    )
+    assert whole == parts and len(whole) == 12
+    for bad in ("0/3", "4/3", "3", "a/b"):
+        with pytest.raises(SystemExit) as end:
+            generate_data.main(["5", str(tmp_path / "bad"), *words, "--shard", bad])
+        assert end.value.code == 2
+
+
+def test_a_damaged_recording_is_rendered_anew_and_named(tmp_path, capsys):
+    words = ["3", str(tmp_path), *faults.RENDERING[1:]]
+    assert generate_data.main(words) == 0
+    path = next(tmp_path.rglob("1.dat"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300])
+    (path.parent / ".1.dat.elsewhere-7").write_bytes(b"half")
+    capsys.readouterr()
+    assert generate_data.main(words) == 0
+    assert f"rendered anew: {path}" in capsys.readouterr().err
+    assert path.read_bytes() == whole and not list(path.parent.glob(".*"))
