@@ -2,10 +2,12 @@
 anything."""
 
 import functools
+import logging
 import math
 import re
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -164,6 +166,13 @@ class Stop(Callback):
         self._agree(trainer)
         if self.received:
             raise Stopped(self.received)
+
+
+def quiet():
+    """Keep from the user what Lightning tells its developers, and its advertisements."""
+    warnings.filterwarnings("ignore", ".*(LeafSpec|`srun` command)")
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    logger.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
 
 
 class Stopped(Exception):

@@ -23,7 +23,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from board import Board, Record, panel
-from callbacks import PICTURE_EVERY, Published, Stop, Stopped, explain
+from callbacks import PICTURE_EVERY, Published, Stop, Stopped, explain, quiet
 from config import CommandLine, Config, add_settings, run_name
 from coordinates import COORDINATES, pixel_to_unit, unit_to_pixel
 from dataset import DataError, ShapeDataset, dense_frames, loader
@@ -278,6 +278,7 @@ def parse(argv=None):
 
 def train(arguments):
     """Train what the command line asks for, say where it ended, and return Lightning's trainer."""
+    quiet()
     own = {"data_root", "log_root", "ckpt_path", "config"}
     fields = {setting.name for setting in dataclasses.fields(Config)}
     settings = {k: v for k, v in arguments.items() if k in fields and v is not None}
