@@ -19,6 +19,7 @@ from torch.nn import functional as F
 METHODS = ("auto", "direct", "spectral")
 CHUNK = 80  # frames transformed at a time: bounds the memory, and is enough for the kernels' own transform
 ADVANTAGE, LEAST = 2.0, 5e7  # how many times fewer multiplications pay, and of how many
+LEAST_CHANNELS = 16  # products of fewer are too small to run fast
 
 
 def convolve(frames, weight, method="auto"):
@@ -39,9 +40,11 @@ def convolve(frames, weight, method="auto"):
 def spectral_is_faster(frames, weight):
     """Whether frequencies are the faster way: on a CPU, where they save enough multiplications.
 
-    ADVANTAGE and LEAST are measured: `python3 -m benchmarks.conv`.
+    ADVANTAGE, LEAST and LEAST_CHANNELS are measured: `python3 -m benchmarks.conv`.
     """
     direct, spectral = multiplications(frames.shape, weight.shape)
+    if min(weight.shape[:2]) < LEAST_CHANNELS:
+        return False
     return frames.device.type == "cpu" and direct > max(LEAST, ADVANTAGE * spectral)
 
 

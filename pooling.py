@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 BLOCK = 2**16  # cells that one thread pools at a time: they stay in cache
-LEAST_CHANNELS = 16  # shorter vectors do not pay
+LEAST_CHANNELS = 8  # shorter vectors do not pay
 
 
 def average_pool(frames, rectify=False):

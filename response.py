@@ -160,7 +160,8 @@ def neurons_response(fields, current, state=None, pool=None):
     rectify = temporal.net != "lif"
     if fields[0].skip_connection:
         out = F.relu(out) if rectify else out
-        out = out + torch.stack([field.skip_weight for field in fields]).view(-1, 1, 1, 1, 1) * current
+        skips = torch.stack([field.skip_weight for field in fields]).view(-1, 1, 1, 1, 1)
+        out = torch.addcmul(out, skips, current)
         rectify = False
     activity = out.mean((0, 2, 3, 4, 5)) if temporal.net == "lif" else out.new_zeros(out.shape[1])
     if pool is not None:
