@@ -18,7 +18,7 @@ board: .venv/runtime.stamp
 	$(BIN)/tensorboard --logdir $(LOGS)
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 slurm-test: .venv/development.stamp
 	SLURM_TEST=1 $(BIN)/python -m pytest -s tests/test_slurm.py

@@ -53,6 +53,8 @@ def test_a_run_is_read(tmp_path):
 
 def test_seconds_leave_pauses_out_and_what_was_logged_anew_counts(tmp_path):
     folder = log(tmp_path / "a", [9.0, 8.0], times=[1000.0, 1030.0])
+    for path in folder.glob("events*"):  # files are read in the order of their names, which count seconds
+        path.rename(path.with_name("events.out.tfevents.1"))
     writer = SummaryWriter(folder, filename_suffix=".second")  # a day later, from step 100 on
     for step, error_px, wall in ((200, 7.0, 90000.0), (300, 6.0, 90012.0)):
         writer.add_scalar("val/error_px", error_px, step, wall)
