@@ -22,6 +22,8 @@ LEAST = {
     **dict.fromkeys(("n_spatial_scales", "n_temporal_scales", "n_angles", "n_ratios"), 1),
     **dict.fromkeys(("network_delay", "num_workers", "n_angles_grow", "lr", "weight_decay", "seed"), 0),
 }  # smallest values, of fields that have one
+# how a run is computed, not what: these may be others when it goes on
+FREE = ("num_workers", "temporal_backend", "convolution", "checkpoint_activations", "compile")
 
 
 def option(default, help, choices=None, from_data=False):

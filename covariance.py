@@ -324,6 +324,9 @@ def main(argv=None):
     except (CheckpointError, OSError) as error:
         print(f"covariance.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("covariance.py: stopped", file=sys.stderr)
+        return 130
     print(f"{text}\n\nsee {out}/covariance.md, covariance.csv, diagram.png, bank-exact.png, ...")
     return 0
 

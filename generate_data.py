@@ -286,6 +286,9 @@ def main(arguments=None):
     except ValueError as error:
         print(f"generate_data.py: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"generate_data.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     start = time.monotonic()
     try:
         for folder in folders:

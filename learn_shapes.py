@@ -306,8 +306,8 @@ def train(arguments):
         for split, dataset in data.items()
     }
     if checkpoint:
-        served = batches_served(before, len(loaders["train"]))
-        loaders["train"].batch_sampler.sampler.skip = served * size * trainer.world_size
+        skip = batches_served(before) * size * trainer.world_size
+        loaders["train"].batch_sampler.sampler.skip = skip
     with contextlib.closing(logger):
         trainer.fit(model, loaders["train"], loaders["val"], ckpt_path=checkpoint, weights_only=True)
     rank_zero_only(summarise)(trainer, arguments["log_root"])

@@ -9,11 +9,10 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from archive import GIB, ArchiveError, fcntl, load_archive, save_whole
+from config import FREE
 
 MAX_BYTES = 4 * GIB
 UNFINISHED = ".unfinished"
-# settings that may change when a run goes on
-FREE = ("num_workers", "temporal_backend", "convolution", "checkpoint_activations", "compile")
 
 
 class TrainingError(RuntimeError):
@@ -72,7 +71,7 @@ def find_last(run_folder, settings):
     paths = run_folder.glob("version_*/checkpoints/*.ckpt")
     others = set()  # folders of runs of other settings, or of a living process
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):
-        if path.parent in others or path.name.startswith("."):
+        if path.parent in others or path.name.startswith(".") or number_of(path.parents[1]) is None:
             continue
         if rank_zero_only.rank == 0 and is_trained(path.parents[1]):
             print(f"{path.parents[1]}: another process trains it", file=sys.stderr)
@@ -110,10 +109,10 @@ def where_to_go_on(ckpt_path, run_folder, settings):
     return ckpt_path, read_checkpoint(ckpt_path), version
 
 
-def batches_served(checkpoint, n_batches):
+def batches_served(checkpoint):
     """Batches of its unfinished epoch that a checkpoint's run had trained on; 0 at the end of an epoch."""
-    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
-    return batches if batches < n_batches else 0
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return 0 if progress["is_last_batch"] else progress["current"]["ready"]
 
 
 def version_of(checkpoint, run_folder):
@@ -121,7 +120,13 @@ def version_of(checkpoint, run_folder):
     path = Path(checkpoint).resolve()
     if path.parent.parent.parent != run_folder.resolve():
         return None
-    return int(path.parent.parent.name.removeprefix("version_"))
+    return number_of(path.parent.parent)
+
+
+def number_of(version):
+    """k of a folder `version_k`; None for another name, that of somebody's copy, say."""
+    number = version.name.removeprefix("version_")
+    return int(number) if number.isascii() and number.isdigit() else None
 
 
 class RunLogger(TensorBoardLogger):
@@ -200,17 +205,19 @@ def abandoned(run_folder):
     """Numbers of the versions whose run ended, not well, before its first checkpoint."""
     folders = [path.parent for path in run_folder.glob(f"version_*/{UNFINISHED}")]
     return [
-        int(folder.name.removeprefix("version_"))
+        number_of(folder)
         for folder in sorted(folders)
-        if not list(folder.glob("checkpoints/*.ckpt")) and not is_trained(folder)
+        if number_of(folder) is not None
+        and not list(folder.glob("checkpoints/*.ckpt"))
+        and not is_trained(folder)
     ]
 
 
 def claim_version(run_folder):
     """Make the next `version_k` under `run_folder`, for this run alone; returns k."""
     run_folder.mkdir(parents=True, exist_ok=True)
-    numbers = [path.name.removeprefix("version_") for path in run_folder.glob("version_*")]
-    number = max((int(text) + 1 for text in numbers if text.isdigit()), default=0)
+    numbers = map(number_of, run_folder.glob("version_*"))
+    number = max((number + 1 for number in numbers if number is not None), default=0)
     while True:
         try:
             (run_folder / f"version_{number}").mkdir()

@@ -16,6 +16,7 @@ import html
 import json
 import os
 import platform
+import statistics
 import sys
 import time
 from collections import defaultdict
@@ -28,7 +29,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tqdm import tqdm
 
 from board import RECORD
-from config import CommandLine
+from config import FREE, CommandLine
 from results import (
     NETWORKS,
     PUBLISHED_PX,
@@ -46,7 +47,6 @@ SILENT_S = 1800.0  # a run elsewhere that wrote nothing for so long has crashed
 ERROR = "val/error_px"
 OVER = ("finished", "over")  # states of runs that the boxes are of
 GROUP = ("net", "init_scheme_spatial", "init_scheme_temporal", "stack_frames")  # told by a run's group
-PLACE = ("num_workers", "temporal_backend", "convolution")  # change no result
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;font-size:13px}img{max-width:100%}h1,h2{font-weight:600}code{font-size:13px}
 td,th{border-bottom:1px solid #ddd;padding:.25rem .6rem;text-align:left}"""
@@ -92,7 +92,7 @@ def read_run(folder, logs, now=None):
     )
     steps = sorted(errors)
     settings, record = _settings(folder), _record(folder)
-    data = Path(record["data"]).name if "data" in record else _data_of(folder)
+    data = Path(record["data"]).name if record else _data_of(folder)
     return Run(
         str(folder.relative_to(logs)) if folder != Path(logs) else folder.name,
         settings,
@@ -113,8 +113,12 @@ def _settings(folder):
 
 
 def _record(folder):
-    path = folder / RECORD
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    ours = isinstance(record, dict) and {"state", "host", "pid", "data"} <= record.keys()
+    return record if ours else {}  # another program's
 
 
 def _data_of(folder):
@@ -156,7 +160,7 @@ def seconds_of(folder):
 
 def differing(runs):
     """Names of the settings in which runs differ, other than those their groups tell."""
-    names = sorted({name for run in runs for name in run.settings} - {*GROUP, *PLACE})
+    names = sorted({name for run in runs for name in run.settings} - {*GROUP, *FREE})
     return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
 
 
@@ -207,10 +211,9 @@ def group_table(runs):
     for data, groups in groups_of(runs).items():
         for (network, initialisation), members in groups.items():
             best = [run.best_px for run in members if run.state in OVER]
-            middle = sorted(best)[(len(best) - 1) // 2 : len(best) // 2 + 1]
             rows.append(
                 [data, network, initialisation, len(best), len(members)]
-                + (list(mean_and_deviation(best)) + [sum(middle) / len(middle)] if best else [None] * 3)
+                + (list(mean_and_deviation(best)) + [statistics.median(best)] if best else [None] * 3)
                 + [published(data, network, initialisation)]
             )
     return header, rows

@@ -1,4 +1,5 @@
-"""Arrays in, pictures out: kernels, predictions, learning curves.  Only this file imports matplotlib.
+"""Arrays in, pictures out: kernels, predictions, learning curves.  `theory_figures.py` and this are the only
+files that import matplotlib.
 
 Pictures to log are uint8 RGB (H, W, 3); pictures to keep are files, written whole or not at all.
 """

@@ -1,6 +1,6 @@
 """Convolution over frequencies against torch's own, forward and backward, over shapes: the rule of `auto`.
 
-python3 -m benchmarks.conv [--runs 3] [--save]
+python3 -m benchmarks.conv [--runs 2] [--save]
 
 Values and gradients are asserted equal first.  Behind each shape: how many times fewer multiplications
 frequencies need (`convolution.multiplications`), and what `auto` takes.  Not slower than the direct way where

@@ -13,8 +13,6 @@ import csv
 import statistics
 from pathlib import Path
 
-import torch
-
 import demo
 import generate_data
 import learn_shapes
@@ -82,7 +80,7 @@ def main():
                 if new:
                     writer.writerow(["start", "seed", "error_px"])
                 writer.writerow([start, seed, f"{errors[start, seed]:.4f}"])
-    print(machine_line(torch_threads=torch.get_num_threads(), n=len(seeds)))
+    print(machine_line(n=len(seeds)))
     table(errors, seeds)
 
 

@@ -59,6 +59,7 @@ def main():
     if arguments.save:
         command = f"`python3 -m benchmarks.scaling {' '.join(sys.argv[1:])}`"
         head = ["| time over | exponent | n | range |", "| --- | --- | --- | --- |"]
+        RESULTS.mkdir(exist_ok=True)
         (RESULTS / "scaling.md").write_text("\n".join([command, "", machine, "", *head, *rows]) + "\n")
 
 

@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 import torch
 from oracles import RECTIFY
+from tensorboard.summary.writer import event_file_writer
 from torch import nn
 
 from coordinates import COORDINATES, pixel_to_unit
@@ -14,6 +15,9 @@ from model import SpatioTemporalModel
 
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("project")
+
+# logs are read in the order of their names, which end in a count per process: all of one width here
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 
 
 def build_system(config, seed=0):

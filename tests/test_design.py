@@ -11,16 +11,14 @@ MAX_LINES = 350
 LEVELS = {
     0: {"config", "receptive_fields", "temporal", "coordinates", "losses", "visualization", "films"}
     | {"render", "motion", "outlines", "gerd_pictures", "gerd_masks", "affine_gaussian", "cascades"}
-    | {"convolution", "results", "field_weights", "archive", "processes", "theory_figures"}
-    | {"sampling"},
-    1: {"model", "dataset", "event_files", "persistence", "callbacks", "board"},
+    | {"convolution", "pooling", "temporal_scan", "temporal_triton", "field_weights"}
+    | {"results", "archive", "processes", "sampling", "theory_figures"},
+    1: {"model", "response", "dataset", "event_files", "persistence", "callbacks", "board"},
     2: {"generate_data", "learn_shapes", "checkpoints", "family_distance"}
     | {"spatial_covariance", "temporal_covariance"},
-    3: {"evaluate", "track", "covariance", "export", "report", "sweep"},
+    3: {"evaluate", "track", "covariance", "report", "sweep"},
     4: {"demo"},
 }
-LEVELS[0] |= {"pooling", "temporal_scan", "temporal_triton"}
-LEVELS[1] |= {"response"}
 LEVEL = {module: level for level, modules in LEVELS.items() for module in modules}
 # rendering is one idea, split for its length
 RENDER = ("outlines", "gerd_masks", "gerd_pictures", "motion", "render")  # each may import those before it

@@ -129,6 +129,10 @@ def test_refuses_foreign_recordings(tmp_path, capsys):
     (folder / "parameters.json").write_text("[")
     assert command(f"1 {tmp_path} {SMALL}") == 2
     assert "not readable as JSON" in capsys.readouterr().err
+    (folder / "parameters.json").unlink()
+    (folder / "parameters.json").mkdir()
+    assert command(f"1 {tmp_path} {SMALL}") == 1
+    assert capsys.readouterr().err.endswith("parameters.json: Is a directory\n")
 
 
 @pytest.mark.parametrize(

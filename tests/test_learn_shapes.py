@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,6 +147,22 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(data, tmp_path, monkeypatch
         assert scalars(whole / "version_0")[1][tag] == scalars(parts / "version_0")[1][tag], tag
     csvs = [(tmp_path / part / f"{whole.name}_shapes.csv").read_text() for part in ("whole", "parts")]
     assert csvs[0] == csvs[1]
+
+
+def test_a_run_of_part_of_each_epoch_goes_on_with_the_same_numbers_beside_a_copy_of_itself(data, tmp_path):
+    flags = [*TINY, "--limit_train_batches=2", "--ckpt_path=last"]
+    for logs, epochs in (("whole", 2), ("parts", 1), ("parts", 2)):
+        assert learn_shapes.main([str(data), str(tmp_path / logs), *flags, f"--max_epochs={epochs}"]) == 0
+        run = tmp_path / logs / "li_rf-rf_1_s1_d0.05_n0_(shapes)"
+        if epochs == 1:
+            shutil.copytree(run / "version_0", run / "version_0_backup")  # newer than the run itself
+    csvs = [(tmp_path / logs / f"{run.name}_shapes.csv").read_text() for logs in ("whole", "parts")]
+    assert csvs[0] == csvs[1] and csvs[0].count("\n") == 2
+    assert sorted(path.name for path in run.iterdir()) == ["version_0", "version_0_backup"]
+    copy = run / "version_0_backup/checkpoints/last.ckpt"  # continued in a run of its own
+    flags[-1] = f"--ckpt_path={copy}"
+    assert learn_shapes.main([str(data), str(tmp_path / "parts"), *flags, "--max_epochs=2"]) == 0
+    assert (run / "version_1/checkpoints/last.ckpt").is_file()
 
 
 def test_last_continues_only_a_run_of_the_same_settings(data, tmp_path, capsys):

@@ -154,6 +154,9 @@ def test_what_cannot_be_is_one_line(tmp_path, capsys):
     )
     (tmp_path / "hparams.yaml").write_text("a: !!python/object:torch.device {}")
     assert report._settings(tmp_path) == {}
+    for foreign in ('{"a": 1}', "[]", "{"):
+        (tmp_path / "run.json").write_text(foreign)
+        assert report._record(tmp_path) == {}
 
 
 @pytest.mark.slow
