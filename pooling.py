@@ -8,7 +8,7 @@ its own.  The plain twin is `F.avg_pool2d(F.relu(frames), 2)`.
 import torch
 from torch.nn import functional as F
 
-BLOCK = 2**16  # cells that one thread pools at a time: they stay in cache
+BLOCK = 2**16  # cells that are pooled at a time: they stay in cache
 LEAST_CHANNELS = 8  # shorter vectors do not pay
 
 
@@ -37,7 +37,7 @@ class _AveragePool(torch.autograd.Function):
         n, H, W, C = frames.shape
         h, w = H // 2, W // 2
         out = frames.new_empty(n, h, w, C)
-        chunk = max(1, BLOCK * torch.get_num_threads() // (H * W * C))
+        chunk = max(1, BLOCK // (H * W * C))
         for x, y in zip(frames[:, : 2 * h, : 2 * w].split(chunk), out.split(chunk), strict=True):
             x = x.clamp_min(0) if rectify else x
             rows = x[:, 0::2] + x[:, 1::2]
@@ -53,7 +53,7 @@ class _AveragePool(torch.autograd.Function):
         n, H, W, C = ctx.shape
         h, w = H // 2, W // 2
         out = grad.new_empty(ctx.shape)
-        chunk = max(1, BLOCK * torch.get_num_threads() // (H * W * C))
+        chunk = max(1, BLOCK // (H * W * C))
         for k in range(0, n, chunk):
             part = slice(k, k + chunk)
             quarter = (grad[part] * 0.25)[:, :, None, :, None]  # F h 1 w 1 C

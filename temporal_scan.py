@@ -10,37 +10,42 @@ the loops in `temporal.py`.
 
 import torch
 
-BLOCK = 2**15  # cells of a step that one thread scans at a time
+BLOCK = 2**15  # cells of a step that are scanned at a time: at most what torch leaves to one thread
 
 
 def integrate(current, decay, v0):
     """Voltages (T, K, n) of leaky integrators."""
-    voltages = v0.new_empty((len(current), *v0.shape))
-    for x, d, v, out in _blocks(current, decay, v0, voltages):
+
+    def walk(x, d, v, out):
         for x_t, v_t in zip(x, out, strict=True):
             v = torch.lerp(v, x_t.to(v.dtype), d, out=v_t)
+
+    voltages = v0.new_empty((len(current), *v0.shape))
+    _each_block(walk, current, decay, v0, voltages)
     return voltages
 
 
 def integrate_backward(grad_voltages, voltages, decay, v0, groups):
     """Gradients at the current (T, groups, n) and v0, and between them sum_t g[t] (v[t] - v[t-1]), (K, n)."""
     grads, add = _gradients(voltages, v0, groups)
-    for dv, v, d, start, *grad in _blocks(grad_voltages, voltages, decay, v0, *grads):
+
+    def walk(dv, v, d, start, *grad):
         keep, g, change = 1 - d, torch.zeros_like(start), torch.empty_like(start)
         for t in range(len(v) - 1, -1, -1):
             torch.addcmul(dv[t], g, keep, out=g)
             torch.sub(v[t], v[t - 1] if t else start, out=change)
             add(*grad, t, d, g, change)
         torch.mul(g, keep, out=grad[-1])
+
+    _each_block(walk, grad_voltages, voltages, decay, v0, *grads)
     return grads
 
 
 def fire(current, decay, v0, v_th):
     """Voltages before the reset and spikes (T, K, n) of LIF neurons, and the last voltages (K, n); bit by bit
     those of the loop."""
-    before_reset = v0.new_empty((len(current), *v0.shape))
-    spikes, last = torch.empty_like(before_reset), torch.empty_like(v0)
-    for x, d, start, u, z, v in _blocks(current, decay, v0, before_reset, spikes, last):
+
+    def walk(x, d, start, u, z, v):
         v.copy_(start)
         change = torch.empty_like(v)
         for x_t, u_t, z_t in zip(x, u, z, strict=True):
@@ -48,13 +53,18 @@ def fire(current, decay, v0, v_th):
             torch.add(v, change, out=u_t)
             torch.gt(u_t, v_th, out=z_t)
             torch.addcmul(u_t, u_t, z_t, value=-1, out=v)
+
+    before_reset = v0.new_empty((len(current), *v0.shape))
+    spikes, last = torch.empty_like(before_reset), torch.empty_like(v0)
+    _each_block(walk, current, decay, v0, before_reset, spikes, last)
     return before_reset, spikes, last
 
 
 def fire_backward(grad_spikes, grad_last, before_reset, decay, v0, v_th, alpha, groups):
     """As `integrate_backward`."""
     grads, add = _gradients(before_reset, v0, groups)
-    for dz, dv, u, d, start, *grad in _blocks(grad_spikes, grad_last, before_reset, decay, v0, *grads):
+
+    def walk(dz, dv, u, d, start, *grad):
         keep, h = 1 - d, dv.clone()
         g, slope, before, z, z_before = (torch.empty_like(h) for _ in range(5))
         torch.gt(u[-1], v_th, out=z)
@@ -69,6 +79,8 @@ def fire_backward(grad_spikes, grad_last, before_reset, decay, v0, v_th, alpha, 
             add(*grad, t, d, g, torch.sub(u[t], before if t else start, out=before))
             torch.mul(g, keep, out=h)
         grad[-1].copy_(h)
+
+    _each_block(walk, grad_spikes, grad_last, before_reset, decay, v0, *grads)
     return grads
 
 
@@ -89,12 +101,15 @@ def _gradients(steps, v0, groups):
     return (current, torch.zeros_like(v0), torch.empty_like(v0)), add
 
 
-def _blocks(*tensors):
-    """Tensors (T, K, n), (T, 1, n), (K, n) and (K, 1) of the same K and n, by blocks of n and by k."""
+def _each_block(walk, *tensors):
+    """`walk` on tensors (T, K, n), (T, 1, n), (K, n) and (K, 1) of the same K and n, by blocks of n and by k.
+
+    Blocks are so small that torch leaves an operation to one thread.  Shared between two threads, which then
+    wait for each other thousands of times, the scans were slower, and many times so beside other programs.
+    """
     first = next(tensor for tensor in tensors if tensor.dim() == 3)
     K, n = max(tensor.shape[-2] for tensor in tensors), first.shape[-1]
-    size = BLOCK * torch.get_num_threads()
-    for start in range(0, n, size):
+    for start in range(0, n, BLOCK):
         for k in range(K):
             rows = (t.select(-2, k if t.shape[-2] > 1 else 0) for t in tensors)
-            yield [row if row.shape[-1] == 1 else row[..., start : start + size] for row in rows]
+            walk(*(row if row.shape[-1] == 1 else row[..., start : start + BLOCK] for row in rows))
