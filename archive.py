@@ -1,29 +1,22 @@
-"""Files whole or not at all, and torch archives read without trusting them.
+"""Torch archives, written whole or not at all and read without trusting them.
 
-A file is written beside its place and renamed into it, so that no reader and no crash ever meets half of
-one. An archive (`torch.save`) is checked before torch sees it: its zip, the check sum of every record, and
+An archive (`torch.save`) is checked before torch sees it: its zip, the check sum of every record, and
 its pickle, run dry with inert stand-ins, so that what claims more memory than the file holds, or calls
 anything but the constructors of plain tensors, is refused.  Then `torch.load(weights_only=True)` reads it.
 """
 
-import contextlib
 import io
 import os
 import pickle
 import pickletools
-import socket
 import struct
 import zipfile
 from collections import OrderedDict
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-try:
-    import fcntl
-except ImportError:  # not a Unix: nothing is locked
-    fcntl = None
+from files import write_whole
 
 GIB = 2**30
 MAX_ENTRIES = 100_000  # of an archive's directory
@@ -50,39 +43,11 @@ class ArchiveError(ValueError):
     """What is wrong with an archive, in words, without its name."""
 
 
-def write_whole(path, content):
-    """Write bytes to a file, whole or not at all, and to the disk.  OSError naming the file."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, f"not written: {error.strerror}", str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
 def save_whole(path, content):
     """`torch.save`, whole or not at all; the same content makes the same bytes."""
     archive = io.BytesIO()  # a file's own name would end up in it
     torch.save(content, archive)
     write_whole(path, archive.getbuffer())
-
-
-@contextlib.contextmanager
-def locked(path):
-    """Only one process at a time is inside for this path, where the file system has locks."""
-    with contextlib.ExitStack() as stack:
-        lock = stack.enter_context(Path(path).with_name(f".{Path(path).name}.lock").open("w"))
-        with contextlib.suppress(OSError):
-            if fcntl:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def load_archive(path, max_bytes=GIB):

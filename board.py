@@ -19,9 +19,9 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
-from archive import write_whole
 from callbacks import PICTURE_EVERY, Drawing, Stopped
 from config import version
+from files import write_whole
 from visualization import bank_picture, prediction_panel
 
 PICTURE_FRAMES = 10  # last ones of a window, which the picture of a prediction shows as its input

@@ -14,7 +14,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from archive import locked, save_whole, write_whole
+from archive import save_whole
+from files import locked, write_whole
 from persistence import TrainingError
 from visualization import kernel_grid, prediction_panel
 

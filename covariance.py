@@ -21,6 +21,7 @@ from affine_gaussian import mapped
 from checkpoints import CheckpointError, load_trained
 from config import CommandLine
 from family_distance import kernel_rows, time_rows
+from files import whole_file
 from learn_shapes import ShapesModel
 from receptive_fields import KERNEL_SIZES, spatial_kernels, spatial_parameters
 from results import markdown_table
@@ -43,7 +44,7 @@ from spatial_covariance import (
 )
 from temporal_covariance import firing_rows, galilean_rows, joint_rows, linear_rows, speed_rows
 from theory_figures import commuting_diagram, error_curves
-from visualization import kernel_bank, whole_file
+from visualization import kernel_bank
 
 NAMES = ["{}{}".format(*order) for order in ORDERS]
 

@@ -23,6 +23,7 @@ from checkpoints import CheckpointError, find_checkpoints, load_trained, pick_de
 from config import CommandLine
 from coordinates import unit_to_pixel
 from dataset import DataError, ShapeDataset, loader
+from files import whole_file
 from learn_shapes import RECORDINGS_SHAPES, WINDOW
 from results import (
     PUBLISHED_PX,
@@ -34,7 +35,7 @@ from results import (
     published_set,
     tables,
 )
-from visualization import error_boxes, whole_file
+from visualization import error_boxes
 
 CENTRE, CENTROID = "always the centre", "events' centroid"  # baselines
 CONDITION = re.compile(r"v(?P<velocity>[\d.]+)-p(?P<density>[\d.]+)-s(?P<size>[\d.]+)_\d(?P<changing>\d)\d\d")

@@ -12,7 +12,8 @@ import imageio.v3 as imageio
 import numpy as np
 from PIL import Image, ImageDraw
 
-from visualization import BLACK, BLUE, GREY, MARGIN, ORANGE, WHITE, font, whole_file
+from files import whole_file
+from visualization import BLACK, BLUE, GREY, MARGIN, ORANGE, WHITE, font
 
 PURPLE = (150, 20, 110)
 EVENT_COLOURS = np.array([WHITE, ORANGE, BLUE, GREY], np.uint8)  # by off + 2 * on
@@ -36,7 +37,7 @@ def track_gif(path, frames, true_px, predicted_px, heatmaps=None, fps=20, trail=
     check_film(path, fps)
     _check_track(frames, true_px, predicted_px, heatmaps)
     pictures = _pictures(frames, true_px, predicted_px, heatmaps, trail, title)
-    with whole_file(path) as partial:
+    with whole_file(path, ending=Path(path).suffix) as partial:
         if partial.suffix == ".mp4":
             with imageio.imopen(partial, "w", plugin="FFMPEG") as film:
                 film.write(list(pictures), fps=fps, macro_block_size=2)

@@ -30,9 +30,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from archive import write_whole
 from config import CommandLine
 from dataset import DataError, check_file, read_recording, write_recording
+from files import write_whole
 from render import GENERATORS, SHAPES, RenderParameters, render
 
 PARAMETERS_FILE = "parameters.json"

@@ -8,8 +8,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from archive import GIB, ArchiveError, fcntl, load_archive, save_whole
+from archive import GIB, ArchiveError, load_archive, save_whole
 from config import FREE
+from files import fcntl
 
 MAX_BYTES = 4 * GIB
 UNFINISHED = ".unfinished"

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from board import RECORD
 from config import FREE, CommandLine
+from files import whole_file
 from results import (
     NETWORKS,
     PUBLISHED_PX,
@@ -41,7 +42,7 @@ from results import (
     network_name,
     published_set,
 )
-from visualization import error_boxes, learning_curves, whole_file
+from visualization import error_boxes, learning_curves
 
 SILENT_S = 1800.0  # a run elsewhere that wrote nothing for so long has crashed
 ERROR = "val/error_px"

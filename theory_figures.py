@@ -5,7 +5,8 @@ all.
 import numpy as np
 from matplotlib.figure import Figure
 
-from visualization import CYCLE, whole_file
+from files import whole_file
+from visualization import CYCLE
 
 COLUMNS = ("f", "Σ * f", "A f", "AΣAᵀ * A f", "A (Σ * f)", "difference")
 UNDER = (

@@ -4,10 +4,8 @@ files that import matplotlib.
 Pictures to log are uint8 RGB (H, W, 3); pictures to keep are files, written whole or not at all.
 """
 
-import contextlib
 import functools
 import math
-import os
 from pathlib import Path
 
 import matplotlib
@@ -17,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
+
+from files import whole_file
 
 GOLDEN_RATIO = 1.618  # kernels per row over kernels per column, about
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: for all
@@ -287,19 +287,6 @@ def _colour_bar(limit, length=120, thickness=12, height=30):
     draw.text((room - 5, height / 2), low, BLACK, small, "rm")
     draw.text((room + length + 5, height / 2), high, BLACK, small, "lm")
     return bar
-
-
-@contextlib.contextmanager
-def whole_file(path):
-    """A name to write to, renamed to `path` if all went well and removed otherwise; makes the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @functools.cache

@@ -19,11 +19,11 @@ from test_learn_shapes import TINY, Interrupt, render, scalars
 
 import board as record
 import learn_shapes
-from archive import write_whole
 from board import RECORD, Board, commit, named_fields
 from checkpoints import read_checkpoint
 from config import version
 from dataset import EventBatch
+from files import write_whole
 from receptive_fields import spatial_parameters
 
 

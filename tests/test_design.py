@@ -12,7 +12,7 @@ LEVELS = {
     0: {"config", "receptive_fields", "temporal", "coordinates", "losses", "visualization", "films"}
     | {"render", "motion", "outlines", "gerd_pictures", "gerd_masks", "affine_gaussian", "cascades"}
     | {"convolution", "pooling", "temporal_scan", "temporal_triton", "field_weights"}
-    | {"results", "archive", "processes", "sampling", "theory_figures"},
+    | {"results", "archive", "files", "processes", "sampling", "theory_figures"},
     1: {"model", "response", "dataset", "event_files", "persistence", "callbacks", "board"},
     2: {"generate_data", "learn_shapes", "checkpoints", "family_distance"}
     | {"spatial_covariance", "temporal_covariance"},
@@ -30,6 +30,7 @@ SAME_LEVEL |= {(later, earlier) for i, later in enumerate(SPACE) for earlier in 
 SAME_LEVEL |= {("temporal_covariance", "spatial_covariance")}
 SAME_LEVEL |= {("checkpoints", "learn_shapes"), ("event_files", "dataset")}  # and files,
 SAME_LEVEL |= {("callbacks", "persistence"), ("board", "callbacks")}  # and what outlives a run
+STANDARD = {"files"}  # level 0, the standard library only: all others may import it
 PLOTTERS = {"visualization", "theory_figures"}
 TRAINERS = {"learn_shapes", "callbacks", "board", "persistence"} | LEVELS[3] | LEVELS[4]  # split for length
 
@@ -51,6 +52,7 @@ def level_violations(module, tree):
         f"{module} (level {LEVEL[module]}) imports {name} (level {LEVEL[name]}): imports go downward only"
         for name in imported(tree)
         if name in LEVEL and LEVEL[name] >= LEVEL[module] and (module, name) not in SAME_LEVEL
+        if name not in STANDARD or module in STANDARD
     ]
 
 
@@ -67,6 +69,8 @@ def violations(path, source):
         found.append(f"{path}: import * hides where names come from")
     if folder == "tests":
         return found
+    if module in STANDARD and not names <= {*sys.stdlib_module_names, *STANDARD}:
+        found.append(f"{path}: only the standard library is imported here")
     if "." in names:
         found.append(f"{path}: relative import")
     if "matplotlib" in names and module not in PLOTTERS:
@@ -112,6 +116,7 @@ def test_every_level_is_reached():
         ("benchmarks/render.py", "from matplotlib import figure", "only visualization.py imports matplotlib"),
         ("dataset.py", "import pytorch_lightning as pl", "import Lightning"),
         ("generate_data.py", "from lightning.pytorch import Trainer", "import Lightning"),
+        ("files.py", "import torch", "only the standard library"),
         ("losses.py", "x = 1\n" * 351, "losses.py: 351 lines, want at most 350"),
     ],
 )
@@ -123,6 +128,7 @@ def test_a_violation_is_found(path, source, message):
     ("path", "source"),
     [
         ("dataset.py", "import torch\nfrom render import Recording"),
+        ("losses.py", "from files import write_whole"),
         ("render.py", "import numpy as np\nfrom outlines import Poses"),
         ("evaluate.py", "import pytorch_lightning\nfrom learn_shapes import ShapesModel\nimport losses"),
         ("visualization.py", "from matplotlib.figure import Figure"),

@@ -19,13 +19,14 @@ import pytest
 import torch
 from test_learn_shapes import TINY, render, scalars, weights
 
-import archive
+import files
 import generate_data
 import learn_shapes
-from archive import load_archive, save_whole, write_whole
+from archive import load_archive, save_whole
 from benchmarks import faults
 from callbacks import Published, explain
 from dataset import write_recording
+from files import write_whole
 from persistence import claim_version, find_last, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,9 +108,9 @@ def test_kill_9_within_a_write(tmp_path, moment):
     save_whole(tmp_path / "later", {"step": 2})
     later = (tmp_path / "later").read_bytes()
     target, name = {
-        "half written": (archive.os, "fsync"),
-        "written": (archive.Path, "replace"),
-        "renamed": (archive.Path, "unlink"),
+        "half written": (files.os, "fsync"),
+        "written": (files.Path, "replace"),
+        "renamed": (files.Path, "unlink"),
     }[moment]
     child = os.fork()
     if not child:
@@ -415,7 +416,7 @@ def test_a_recording_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(archive.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         write_recording(tmp_path / "0.dat", torch.zeros(0, 4), torch.zeros(3, 1, 2), (3, 2, 16, 16))
     assert not list(tmp_path.iterdir())
