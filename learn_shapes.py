@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
-from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
@@ -29,23 +28,12 @@ from coordinates import COORDINATES, pixel_to_unit, unit_to_pixel
 from dataset import DataError, ShapeDataset, dense_frames, loader
 from losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
 from model import SpatioTemporalModel
-from persistence import RunLogger, TrainingError, WholeFiles, batches_served, diverged, where_to_go_on
-from processes import mean_of_all, n_processes, sum_of_all
+from persistence import RunLogger, TrainingError, batches_served, diverged, read_checkpoint, where_to_go_on
+from ranks import mean_of_all, n_processes, sum_of_all
+from training import build_trainer, first_decides, optimizers
 
 # large tensors on huge pages: on a CPU, touching fresh pages of 4 KB costs more than the arithmetic on them
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-TEMPORAL_LR_FACTOR = 1e-10  # of lr, for time constants under --optimizer_split 1, as published
-OPTIMIZERS = {
-    "adagrad": torch.optim.Adagrad,
-    "adam": torch.optim.Adam,
-    "rmsprop": torch.optim.RMSprop,
-    "sgd": torch.optim.SGD,
-}
-SCHEDULERS = {
-    "step": lambda optimizer, config: torch.optim.lr_scheduler.ExponentialLR(optimizer, config.lr_decay),
-    "ca": lambda optimizer, config: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 50, 2),
-    "none": None,
-}
 RECTIFIERS = {
     "softmax": lambda maps: maps.flatten(-2).softmax(-1).view_as(maps),
     "sigmoid": torch.sigmoid,
@@ -112,7 +100,11 @@ class ShapesModel(pl.LightningModule):
         if self.remembers():
             with torch.no_grad():
                 state = self(warmup).state
-        return self(frames, state), frames, batch.labels.transpose(0, 1)
+        return self(frames, state), frames, batch.labels.view(torch.float32).transpose(0, 1)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        """Labels pass as integers where Lightning rounds all floats of a batch to --precision 16-true."""
+        return batch._replace(labels=batch.labels.view(torch.int32))
 
     def remembers(self):
         """Whether a warm-up leaves anything behind: not in ReLU nets whose coordinate has no state either,
@@ -204,18 +196,7 @@ class ShapesModel(pl.LightningModule):
         return shown
 
     def configure_optimizers(self):
-        config = self.config
-        temporal = [p for name, p in self.named_parameters() if name.endswith("tau_mem_inv")]
-        spatial = [p for name, p in self.named_parameters() if not name.endswith("tau_mem_inv")]
-        groups = [{"params": spatial + temporal}]
-        if config.optimizer_split and temporal:
-            groups = [{"params": spatial}, {"params": temporal, "lr": config.lr * TEMPORAL_LR_FACTOR}]
-        # time constants may alias one memory cell (FIDELITY 14): update parameter by parameter
-        optimizer = OPTIMIZERS[config.optimizer](
-            groups, lr=config.lr, weight_decay=config.weight_decay, foreach=False
-        )
-        schedule = SCHEDULERS[config.lr_step]
-        return [optimizer], [schedule(optimizer, config)] if schedule else []
+        return optimizers(self.named_parameters(), self.config)
 
 
 def command_line():
@@ -244,33 +225,6 @@ def open_data(data_root, settings):
     return data, found | settings
 
 
-def build_trainer(flags, logger, callbacks):
-    """Lightning's Trainer with our logger and callbacks; the strategy dp, gone from it, becomes ddp."""
-    if flags["strategy"] == "dp":
-        flags["strategy"] = "auto" if str(flags["devices"]) in ("1", "auto") else "ddp"
-        notice = f"--strategy=dp is gone from Lightning 2: taking {flags['strategy']}"
-        rank_zero_only(print)(notice, file=sys.stderr)
-    if flags["sync_batchnorm"]:
-        raise ValueError("--sync_batchnorm: batch normalisation here is per time step, and per process")
-    flags["use_distributed_sampler"] = False  # loaders share out their items themselves
-    if flags["enable_checkpointing"] is not False:
-        best = ModelCheckpoint(
-            monitor="val/norm",
-            save_top_k=5,
-            save_last=True,
-            filename="{epoch}-{step}",
-            enable_version_counter=False,
-        )
-        callbacks.append(best)
-    if torch.cuda.is_available() and flags["enable_progress_bar"] is not False:
-        callbacks.append(TQDMProgressBar(flags["log_every_n_steps"] or 50))  # each refresh waits for the GPU
-    plugins = [flags["plugins"]] if isinstance(flags["plugins"], str) else flags["plugins"] or []
-    flags["plugins"] = [*plugins, WholeFiles()]
-    if SLURMEnvironment.detect():  # sweep.sh requeues, and nothing else
-        flags["plugins"].append(SLURMEnvironment(auto_requeue=False))
-    return pl.Trainer(**flags, logger=logger, callbacks=callbacks)
-
-
 def parse(argv=None):
     """The command line as a dict of flags. SystemExit 2 behind one line for a bad one."""
     return vars(command_line().parse_args(argv))
@@ -291,14 +245,15 @@ def train(arguments):
         model.net.compile_normalisation()
 
     name = run_name(model.config, arguments["data_root"])
-    run_folder = Path(arguments["log_root"]) / name
-    checkpoint, before, version = where_to_go_on(arguments["ckpt_path"], run_folder, model_settings)
     flags = {k: v for k, v in arguments.items() if k not in own | fields}
-    step = None if version is None else before["global_step"]
-    logger = RunLogger(arguments["log_root"], name, version, step, arguments["ckpt_path"] == "last")
+    logger = RunLogger(arguments["log_root"], name, reuse=arguments["ckpt_path"] == "last")
     published = Published(arguments["log_root"], name, arguments["data_root"])
     callbacks = [published, Board(), Record(arguments["data_root"]), Stop(), LearningRateMonitor()]
     trainer = build_trainer(flags, logger, callbacks)
+    run_folder = Path(arguments["log_root"]) / name
+    checkpoint, version = first_decides(
+        trainer, lambda: where_to_go_on(arguments["ckpt_path"], run_folder, model_settings)
+    )
     several = {"rank": trainer.global_rank, "n_processes": trainer.world_size}
     size, workers, seed = (settings[name] for name in ("batch_size", "num_workers", "seed"))
     loaders = {
@@ -306,6 +261,9 @@ def train(arguments):
         for split, dataset in data.items()
     }
     if checkpoint:
+        before = read_checkpoint(checkpoint)
+        if version is not None:
+            logger.go_on(version, before["global_step"])
         skip = batches_served(before) * size * trainer.world_size
         loaders["train"].batch_sampler.sampler.skip = skip
     with contextlib.closing(logger):
@@ -334,6 +292,10 @@ def main(argv=None):
             return 0
         print(f"stopped by {signal.Signals(number).name}; to go on: the same command with --ckpt_path last")
         return 128 + number
+    except KeyboardInterrupt:  # before training starts, or the second one
+        if rank_zero_only.rank == 0:
+            print("learn_shapes.py: stopped; nothing was trained since the last checkpoint", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (OSError, RuntimeError, ValueError, MisconfigurationException) as error:
         message = explain(error, arguments)
         if message is None:

@@ -74,15 +74,14 @@ def find_last(run_folder, settings):
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):
         if path.parent in others or path.name.startswith(".") or number_of(path.parents[1]) is None:
             continue
-        if rank_zero_only.rank == 0 and is_trained(path.parents[1]):
+        if is_trained(path.parents[1]):
             print(f"{path.parents[1]}: another process trains it", file=sys.stderr)
             others.add(path.parent)
             continue
         try:
             trained_with = read_checkpoint(path)["hyper_parameters"]
         except TrainingError as error:
-            if rank_zero_only.rank == 0:
-                print(f"{error}: looking for an earlier one", file=sys.stderr)
+            print(f"{error}: looking for an earlier one", file=sys.stderr)
             continue
         if all(trained_with.get(k) == v for k, v in settings.items() if k not in FREE):
             return path
@@ -91,7 +90,7 @@ def find_last(run_folder, settings):
 
 
 def where_to_go_on(ckpt_path, run_folder, settings):
-    """The checkpoint that --ckpt_path means, its content, and which version of `run_folder` it is of.
+    """The checkpoint that --ckpt_path means, and which version of `run_folder` it is of.
 
     Each is None where there is none.  last: the newest of these settings.  FileNotFoundError or TrainingError
     for one that is not there or cannot be read.
@@ -99,15 +98,15 @@ def where_to_go_on(ckpt_path, run_folder, settings):
     if ckpt_path == "last":
         ckpt_path = find_last(run_folder, settings)
         start = f"nothing to continue in {run_folder}: starting"
-        rank_zero_only(print)(f"continuing from {ckpt_path}" if ckpt_path else start)
+        print(f"continuing from {ckpt_path}" if ckpt_path else start)
     if not ckpt_path:
-        return None, None, None
+        return None, None
     if not Path(ckpt_path).is_file():
         raise FileNotFoundError(f"--ckpt_path {ckpt_path}: no such file; want a .ckpt file or last")
     version = version_of(ckpt_path, run_folder)
     if version is not None:
         remove_parts(Path(ckpt_path).parent)
-    return ckpt_path, read_checkpoint(ckpt_path), version
+    return ckpt_path, version
 
 
 def batches_served(checkpoint):
@@ -133,15 +132,17 @@ def number_of(version):
 class RunLogger(TensorBoardLogger):
     """TensorBoard's logs in a `version_k` of one run alone, also where several start at once.
 
-    version: of the run that goes on, None for a new one; what it logged from purge_step on is forgotten.
     `reuse`: a new run may take the place of one that was killed before its first checkpoint. While a run
     lives, and where it did not end well, `version_k/.unfinished` lies there, locked by the living.
     """
 
-    def __init__(self, log_root, name, version=None, purge_step=None, reuse=False):
-        further = {} if purge_step is None else {"purge_step": purge_step}
-        super().__init__(log_root, name=name, version=version, default_hp_metric=False, **further)
-        self.goes_on, self._wanted, self._reuse, self._lock = version is not None, version, reuse, None
+    def __init__(self, log_root, name, reuse=False):
+        super().__init__(log_root, name=name, default_hp_metric=False)
+        self.goes_on, self._wanted, self._reuse, self._lock = False, None, reuse, None
+
+    def go_on(self, version, step):
+        """Log to this version, which is there, and forget what it logged from this step on."""
+        self.goes_on, self._wanted, self._kwargs["purge_step"] = True, version, step
 
     @property
     def version(self):

@@ -12,8 +12,8 @@ Exit code: 0 every run finished, 1 not every one, 2 wrong usage, 128 + n stopped
 """
 
 import argparse
-import ctypes
 import fcntl
+import functools
 import json
 import os
 import re
@@ -25,16 +25,16 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import slurm
 from config import config_lines, version
+from files import write_whole
+from processes import follow_parent
 
 HERE = Path(__file__).resolve().parent
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 FINISHED = "finished.json"
 POLL_S = 0.1
 QUIET = "--enable_progress_bar=false"  # before a line's words, which may turn it on
-RESTARTS = 5  # of a SLURM job that never reached a checkpoint
-PRCTL = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
-PR_SET_PDEATHSIG = 1  # prctl: the signal that a process gets when its parent dies
 
 
 class Run(NamedTuple):
@@ -115,24 +115,9 @@ def plan(args, extra):
     return runs
 
 
-def mine(runs):
-    """The runs of this process: one of them as a task of a SLURM array, else all."""
-    task = os.environ.get("SLURM_ARRAY_TASK_ID")
-    if task is None:
-        return runs
-    if not 1 <= int(task) <= len(runs):
-        print(f"array task {task}: there are runs 1 to {len(runs)}, so nothing to do")
-        return []
-    last = os.environ.get("SLURM_ARRAY_TASK_MAX", task)
-    if task == os.environ.get("SLURM_ARRAY_TASK_MIN") and int(last) < len(runs):
-        print(f"array tasks end at {last} of {len(runs)} runs: the others want an array of their own")
-    return runs[int(task) - 1 : int(task)]
-
-
 def command(run, data):
     """The words of a run's command: a line's words are data, no shell ever sees them."""
-    several = ["srun", "--kill-on-bad-exit=1"] if int(os.environ.get("SLURM_NTASKS", 1)) > 1 else []
-    program = [*several, sys.executable, str(HERE / "learn_shapes.py"), data, str(run.folder)]
+    program = [*slurm.srun(), sys.executable, str(HERE / "learn_shapes.py"), data, str(run.folder)]
     return [*program, QUIET, *run.words, "--ckpt_path=last"]
 
 
@@ -159,12 +144,6 @@ def environment(slot, jobs):
     return variables
 
 
-def follow_parent():
-    """In a new process: SIGTERM when its parent dies, where the system can (Linux).  Imports nothing."""
-    if PRCTL:
-        PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def last_line(path):
     """The last line of a log that says something."""
     with path.open("rb") as file:
@@ -174,12 +153,15 @@ def last_line(path):
 
 
 class Sweep:
-    """Runs at most `jobs` at once; `bad`: how many did not end well, `stopped`: how many a signal ended."""
+    """Runs at most `jobs` at once; `bad`: how many did not end well, `stopped`: how many a signal ended.
 
-    def __init__(self, runs, data, jobs):
-        self.waiting, self.data, self.jobs = list(runs), data, jobs
+    on_signal() is called once, as soon as a signal has been passed on.
+    """
+
+    def __init__(self, runs, data, jobs, on_signal):
+        self.waiting, self.data, self.jobs, self.on_signal = list(runs), data, jobs, on_signal
         self.running = {}  # slot: Job
-        self.received, self.told, self.bad, self.stopped = None, set(), 0, 0
+        self.received, self.passed_on, self.bad, self.stopped = None, None, 0, 0
 
     def receive(self, number, frame):
         self.received = self.received or number
@@ -196,10 +178,16 @@ class Sweep:
             for slot, job in list(self.running.items()):
                 if job.process.poll() is not None:
                     self.end(self.running.pop(slot))
-                elif self.received and job.process.pid not in self.told:
-                    self.told.add(job.process.pid)
-                    print(f"{job.run.name}: {signal.Signals(self.received).name} passed on", flush=True)
-                    job.process.send_signal(self.received)
+            if self.received and not self.passed_on:
+                self.pass_on()
+
+    def pass_on(self):
+        # srun would kill its tasks on SIGTERM, and wait for a second one on SIGINT
+        self.passed_on = signal.SIGUSR1 if slurm.srun() else self.received
+        for job in self.running.values():
+            print(f"{job.run.name}: {signal.Signals(self.received).name} passed on", flush=True)
+            job.process.send_signal(self.passed_on)
+        self.on_signal()
 
     def start(self, slot, run):
         reason, lock = run.problem, None
@@ -236,7 +224,7 @@ class Sweep:
                 env=environment(slot, self.jobs),
                 pass_fds=[lock],  # held for as long as the run lives, even if this process is killed
                 start_new_session=True,  # Ctrl-C comes from here, once
-                preexec_fn=follow_parent,
+                preexec_fn=functools.partial(follow_parent, signal.SIGTERM),
             )
         self.running[slot] = Job(run, process, lock, time.monotonic())
 
@@ -267,7 +255,10 @@ class Sweep:
         os.close(job.lock)
         if code == 0:
             return
-        if self.received and (code in (-self.received, 128 + self.received)):
+        if code == 128 + signal.SIGTERM and slurm.srun():
+            self.received = self.received or signal.SIGTERM  # preemption with a grace time tells tasks only
+        ours = {self.received, self.passed_on} - {None}
+        if code in {-n for n in ours} | {128 + n for n in ours}:
             self.stopped += 1
             print(f"{job.run.name}: stopped after {spent:.0f} s", flush=True)
             return
@@ -278,46 +269,20 @@ class Sweep:
 
 def write_marker(run, data, seconds):
     """finished.json, whole or not at all: the words of the run, and how long its last part took."""
-    partial = run.folder / f".{FINISHED}.{os.getpid()}"
     content = {
         "data": data,
         "flags": run.words,
         "seconds": round(seconds, 1),
         "at": time.strftime("%F %T %z"),
     }
-    with partial.open("w") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(run.folder / FINISHED)
-
-
-def requeue(folders):
-    """Asks SLURM to start this job again: the only place that does (learn_shapes.py turns Lightning's off).
-
-    Not for a cancelled job, nor for one that again and again reaches no checkpoint.  Returns what was done,
-    in words.
-    """
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
-    shown = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True)
-    state = (re.findall(r"\bJobState=(\w+)", shown.stdout) or ["unknown"])[0]
-    if state not in ("RUNNING", "TIMEOUT"):
-        return f"job {job} is {state}: not requeued; submitted again, it goes on"
-    saved = any(path for folder in folders for path in folder.glob("*/version_*/checkpoints/*.ckpt"))
-    if not saved and int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= RESTARTS:
-        return f"job {job} reached no checkpoint in {RESTARTS} restarts: not requeued; give it more --time"
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-    return f"job {job} is {state}: " + (
-        f"not requeued: {done.stderr.strip()}" if done.returncode else "requeued"
-    )
+    write_whole(run.folder / FINISHED, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def main(argv=None):
     """The command; returns its exit code."""
     args, extra = parse(argv)
     try:
-        runs = mine(plan(args, extra))
+        runs = slurm.own_task(plan(args, extra))
     except OSError as error:
         print(
             f"sweep.sh: {args.config}: {error.strerror}; want a file such as config_snn.txt", file=sys.stderr
@@ -333,14 +298,23 @@ def main(argv=None):
             else:
                 print(shlex.join(command(run, args.data)))
         return int(any(run.problem for run in runs))
-    sweep = Sweep(runs, args.data, args.jobs)
+    folders, told = [run.folder for run in runs], []
+
+    def ask(saved=False):
+        """For another start of this job within SLURM, told once."""
+        answer = None if told else slurm.requeue(folders, saved)
+        if answer:
+            told.append(answer)
+            print(answer, flush=True)
+
+    in_slurm = slurm.within()
+    sweep = Sweep(runs, args.data, args.jobs, ask if in_slurm else lambda: None)
     sweep.go()
     if sweep.received and (sweep.stopped or sweep.waiting):
-        in_slurm = "SLURM_JOB_ID" in os.environ and sweep.received != signal.SIGINT
-        print(
-            requeue([run.folder for run in runs]) if in_slurm else "stopped; the same command goes on",
-            flush=True,
-        )
+        if in_slurm:
+            ask(saved=True)
+        else:
+            print("stopped; the same command goes on", flush=True)
         return 128 + sweep.received
     return int(bool(sweep.bad))
 

@@ -43,8 +43,11 @@ KillWait=30
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
-NodeName=$host NodeAddr=127.0.0.1 CPUs=4 RealMemory=1000 State=UNKNOWN
-PartitionName=debug Nodes=$host Default=YES MaxTime=INFINITE OverTimeLimit=0 State=UP
+NodeName=$host NodeAddr=127.0.0.1 CPUs=8 RealMemory=1000 State=UNKNOWN
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=debug Nodes=$host Default=YES MaxTime=INFINITE OverTimeLimit=0 PriorityTier=2 State=UP
+PartitionName=spare Nodes=$host MaxTime=INFINITE PriorityTier=1 State=UP
 CONF
     export SLURM_CONF=$folder/slurm.conf
     slurmctld -c

@@ -14,6 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import learn_shapes
+import training
 from callbacks import Published
 from config import Config, read_config_lines, run_name
 from dataset import write_recording
@@ -202,8 +203,8 @@ def test_every_line_of_the_papers_configurations_takes_a_step(data, tmp_path, fi
 
 
 OPTIONS = [
-    *(f"--optimizer={o}" for o in learn_shapes.OPTIMIZERS),
-    *(f"--lr_step={s}" for s in learn_shapes.SCHEDULERS),
+    *(f"--optimizer={o}" for o in training.OPTIMIZERS),
+    *(f"--lr_step={s}" for s in training.SCHEDULERS),
     *(f"--rectification={r}" for r in learn_shapes.RECTIFIERS),
     *(f"--regularization={r}" for r in learn_shapes.REGULARISERS),
     *(f"--coordinate={c}" for c in learn_shapes.COORDINATES),

@@ -114,17 +114,17 @@ def test_what_several_processes_cannot_do_is_told(data, tmp_path, capsys):
 
 
 def test_the_mean_of_all_has_the_gradient_of_its_part(monkeypatch):
-    import processes
+    import ranks
 
     other = torch.tensor([3.0, 5.0])
 
     def all_reduce(tensor):
         tensor += torch.cat([torch.tensor([1.0]), other])
 
-    monkeypatch.setattr(processes, "n_processes", lambda: 2)
-    monkeypatch.setattr(processes.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(ranks, "n_processes", lambda: 2)
+    monkeypatch.setattr(ranks.distributed, "all_reduce", all_reduce)
     own = torch.tensor([1.0, 1.0], requires_grad=True)
-    mean = processes.mean_of_all(own, 3)
+    mean = ranks.mean_of_all(own, 3)
     assert torch.equal(mean, torch.tensor([6 / 4, 8 / 4]))
     (mean**2).sum().backward()
     assert torch.equal(own.grad, 2 * mean.detach())

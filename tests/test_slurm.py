@@ -1,4 +1,4 @@
-"""sweep.sh on a real SLURM: a task at its time limit, one cancelled, one killed; every line finishes once.
+"""sweep.sh on a real SLURM: tasks at their limit, cancelled, killed, preempted; every line finishes once.
 
 About two minutes, and it needs root, slurm-wlm and munge, so it runs only where SLURM_TEST is set:
 `make slurm-test`.  Tasks that shall be disturbed are held (SIGSTOP) behind their first epoch, so that no
@@ -15,22 +15,27 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_learn_shapes import TINY, render
 
 ROOT = Path(__file__).resolve().parents[1]
 SLURM = ROOT / "tests" / "slurm.sh"
-EPOCHS = 25
-LONG = f"--lr=0.02 --max_epochs={EPOCHS}"
-LINES = f"""# four runs, three of them disturbed
---lr=0.01 --max_epochs=1
+EPOCHS = 12
+LONG = f"--batch_size=2 --max_epochs={EPOCHS} --lr=0.02"
+SMOOTH = f"--max_epochs={EPOCHS} --lr=0.001 --dropout=0"
+LINES = f"""# seven runs, six of them disturbed
+--batch_size=2 --max_epochs=1 --lr=0.01
 
 {LONG}
 {LONG}
 {LONG}
+{LONG}
+{SMOOTH} --batch_size=1 --devices=2 --strategy=ddp
+{SMOOTH} --batch_size=2
 """
-FLAGS = [flag for flag in TINY if not flag.startswith("--max_epochs")]
+FLAGS = [flag for flag in TINY if not flag.startswith(("--max_epochs", "--batch_size"))]
 pytestmark = pytest.mark.skipif(
     not os.environ.get("SLURM_TEST") or not shutil.which("slurmctld") or os.geteuid() != 0,
     reason="wants SLURM_TEST=1 (see make slurm-test), root, and Debian's packages slurm-wlm and munge",
@@ -78,6 +83,10 @@ class Cluster:
         self.say(f"$ sbatch {' '.join(flags)} sweep.sh runs.txt shapes logs --seed 1 ...")
         return self.run(*map(str, words))
 
+    def limit(self, job, minutes):
+        self.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+        self.say(f"$ scontrol update JobId={job} TimeLimit={minutes}")
+
     def state(self, job, line):
         shown = self.run("scontrol", "show", "job", "-o", f"{job}_{line}")
         return re.search(r"JobState=(\w+)", shown)[1], int(re.search(r"Restarts=(\d+)", shown)[1])
@@ -97,7 +106,7 @@ class Cluster:
                 words = path.read_bytes().decode().split("\0")
             except OSError:
                 continue
-            if str(self.line(number)) in words and any(word.endswith("learn_shapes.py") for word in words):
+            if str(self.line(number)) in words and words[1].endswith("learn_shapes.py"):  # not srun's
                 return int(path.parent.name)
         return None
 
@@ -121,9 +130,11 @@ class Cluster:
 
 def test_every_line_finishes_once_and_only_once(cluster):
     job = cluster.submit("--array=1-4", "--time=10", "--signal=B:USR1@20")
-    held = {number: cluster.hold(number) for number in (2, 3, 4)}
-    cluster.run("scontrol", "update", f"JobId={job}_2", "TimeLimit=1")
-    cluster.say(f"$ scontrol update JobId={job}_2 TimeLimit=1")
+    late = cluster.submit("--array=5", "--time=10", "--signal=B:CONT@1")
+    several = cluster.submit("--array=6", "--time=10", "--ntasks-per-node=2")
+    held = {number: cluster.hold(number) for number in (2, 5, 3, 4, 6)}
+    cluster.limit(f"{late}_5", 1)
+    cluster.limit(f"{job}_2", 1)
     # one killed with everything that belongs to it
     for pid in (int(cluster.run("ps", "-o", "ppid=", "-p", str(held[4]))), held[4]):
         os.kill(pid, signal.SIGKILL)
@@ -133,19 +144,47 @@ def test_every_line_finishes_once_and_only_once(cluster):
     cluster.say(f"$ scancel {job}_3")
     os.kill(held[3], signal.SIGCONT)
     cluster.until(lambda: cluster.state(job, 3)[0] == "CANCELLED", "line 3 is cancelled")
-    # one at its time limit
+    # two tasks of one job: srun passes on the signal
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{several}_6")
+    cluster.say(f"$ scancel --batch --signal=USR1 {several}_6")
+    output = cluster.folder / f"slurm-{several}_6.out"
+    cluster.until(lambda: "SIGUSR1 passed on" in output.read_text(), "line 6, two tasks, got SIGUSR1")
+    os.kill(held[6], signal.SIGCONT)
+    cluster.until(lambda: cluster.state(several, 6)[1] == 1, "line 6 is requeued")
+    # one shortly before its time limit
     output = cluster.folder / f"slurm-{job}_2.out"
     cluster.until(
         lambda: "SIGUSR1 passed on" in output.read_text(), "line 2 got SIGUSR1 before its time limit"
     )
     os.kill(held[2], signal.SIGCONT)
     cluster.until(lambda: cluster.state(job, 2)[1] == 1, "line 2 is requeued")
+    cluster.limit(f"{job}_2", 10)
     assert "requeued" in output.read_text() and not (cluster.line(2) / "finished.json").exists()
     cluster.until(lambda: cluster.state(job, 2)[0] == "COMPLETED", "line 2 went on by itself and is finished")
     cluster.until(lambda: cluster.state(job, 1)[0] == "COMPLETED", "line 1 is finished")
-    assert [(cluster.line(n) / "finished.json").exists() for n in (1, 2, 3, 4)] == [True, True, False, False]
+    # one at its time limit, told by SIGTERM only
+    output = cluster.folder / f"slurm-{late}_5.out"
+    cluster.until(lambda: "SIGTERM passed on" in output.read_text(), "line 5 got SIGTERM at its time limit")
+    cluster.until(lambda: cluster.state(late, 5)[1] == 1, "line 5 is requeued")
+    cluster.limit(f"{late}_5", 10)
+    os.kill(held[5], signal.SIGCONT)
+    for number, of in ((5, late), (6, several)):
+        told = f"line {number} went on by itself and is finished"
+        cluster.until(lambda: cluster.state(of, number)[0] == "COMPLETED", told)  # noqa: B023
+    finished = [(cluster.line(n) / "finished.json").exists() for n in range(1, 7)]
+    assert finished == [True, True, False, False, True, True]
+    # one that makes room for a job of higher priority: SLURM itself requeues it
+    spare = cluster.submit("--array=7", "--time=10", "--partition=spare")
+    held[7] = cluster.hold(7)
+    cluster.run("sbatch", "--time=1", "--ntasks=8", "--output=/dev/null", "--wrap", "true")
+    cluster.say("$ sbatch --ntasks=8 --wrap true")
+    output = cluster.folder / f"slurm-{spare}_7.out"
+    cluster.until(lambda: "SIGTERM passed on" in output.read_text(), "line 7 is preempted")
+    os.kill(held[7], signal.SIGCONT)
     # the same array again
     again = cluster.submit("--array=1-4", "--time=5")
+    cluster.until(lambda: cluster.state(spare, 7)[0] == "COMPLETED", "line 7 went on and is finished")
+    assert cluster.state(spare, 7)[1] == 1 and "is requeued by SLURM" in output.read_text()
     for number in (1, 2, 3, 4):
         done = (cluster.line(number) / "finished.json").exists
         cluster.until(
@@ -155,7 +194,7 @@ def test_every_line_finishes_once_and_only_once(cluster):
         told = (cluster.folder / f"slurm-{again}_{number}.out").read_text()
         assert ("finished before" in told) == (number <= 2), told
         cluster.say(told.strip().splitlines()[-1])
-    for number in (1, 2, 3, 4):
+    for number in range(1, 8):
         log = (cluster.line(number) / "run.log").read_text()
         assert log.count("best error") == 1, log
         assert ("continuing from" in log) == (number > 1), log
@@ -163,11 +202,13 @@ def test_every_line_finishes_once_and_only_once(cluster):
     # equal lines give equal numbers, however they were disturbed
     steps = [str(6 * epoch) for epoch in range(1, EPOCHS + 1)]
     assert [row[0] for row in cluster.rows(2)] == steps
-    assert cluster.rows(2) == cluster.rows(3) == cluster.rows(4)
+    assert cluster.rows(2) == cluster.rows(3) == cluster.rows(4) == cluster.rows(5)
+    together, alone = (np.array(cluster.rows(n), float) for n in (6, 7))
+    assert together == pytest.approx(alone, rel=1e-4)  # two tasks are one with twice the batch
     weights = [
         torch.load(next(cluster.line(n).glob("*/version_0/checkpoints/last.ckpt")), weights_only=True)[
             "state_dict"
         ]
-        for n in (2, 3, 4)
+        for n in (2, 3, 4, 5)
     ]
     assert all(torch.equal(weights[0][key], other[key]) for other in weights[1:] for key in weights[0])

@@ -42,7 +42,7 @@ QUICK = "--sleep=0"
 @pytest.fixture
 def house(tmp_path):
     """A folder with sweep.sh and a stub; `call(config, *words, **environment)` runs it there to its end."""
-    for name in ("sweep.sh", "sweep.py", "config.py"):
+    for name in ("sweep.sh", "sweep.py", "slurm.py", "config.py", "files.py", "processes.py"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "learn_shapes.py").write_text(STUB)
     return tmp_path
