@@ -88,7 +88,10 @@ def parse(argv):
         "--jobs", type=natural, default=1, metavar="N", help="runs at once, each on a GPU of its own"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
-    return parser.parse_known_args(argv)
+    args, extra = parser.parse_known_args(argv)
+    if args.jobs > 1 and slurm.srun():
+        parser.error(f"--jobs {args.jobs}: want 1 where a SLURM job has several tasks, which share a run")
+    return args, extra
 
 
 def seed_of(words):

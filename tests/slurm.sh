@@ -63,6 +63,11 @@ CONF
 stop() {
     export SLURM_CONF=$folder/slurm.conf
     scancel --full --signal=KILL --state=RUNNING --user="$(id -un)" 2>/dev/null || true
+    scancel --user="$(id -un)" 2>/dev/null || true
+    for _ in $(seq 50); do # what lived on would report to the next SLURM on these ports
+        [ -n "$(squeue -h 2>/dev/null)" ] || break
+        sleep 0.2
+    done
     for daemon in slurmd slurmctld; do
         [ ! -e "$folder/$daemon.pid" ] || kill "$(cat "$folder/$daemon.pid")" 2>/dev/null || true
     done

@@ -160,14 +160,14 @@ def test_every_line_finishes_once_and_only_once(cluster):
     cluster.until(lambda: cluster.state(job, 2)[1] == 1, "line 2 is requeued")
     cluster.limit(f"{job}_2", 10)
     assert "requeued" in output.read_text() and not (cluster.line(2) / "finished.json").exists()
-    cluster.until(lambda: cluster.state(job, 2)[0] == "COMPLETED", "line 2 went on by itself and is finished")
-    cluster.until(lambda: cluster.state(job, 1)[0] == "COMPLETED", "line 1 is finished")
     # one at its time limit, told by SIGTERM only
     output = cluster.folder / f"slurm-{late}_5.out"
     cluster.until(lambda: "SIGTERM passed on" in output.read_text(), "line 5 got SIGTERM at its time limit")
     cluster.until(lambda: cluster.state(late, 5)[1] == 1, "line 5 is requeued")
     cluster.limit(f"{late}_5", 10)
     os.kill(held[5], signal.SIGCONT)
+    cluster.until(lambda: cluster.state(job, 2)[0] == "COMPLETED", "line 2 went on by itself and is finished")
+    cluster.until(lambda: cluster.state(job, 1)[0] == "COMPLETED", "line 1 is finished")
     for number, of in ((5, late), (6, several)):
         told = f"line {number} went on by itself and is finished"
         cluster.until(lambda: cluster.state(of, number)[0] == "COMPLETED", told)  # noqa: B023

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import slurm
 import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -219,6 +220,50 @@ def test_wrong_usage(tmp_path, monkeypatch, capsys, words, message):
     except SystemExit as end:
         code = end.code
     assert code == 2 and message in capsys.readouterr().err
+
+
+RUNNING = "JobState=RUNNING Reason=None Dependency=(null) Requeue=1 Restarts=1 PreemptTime=None"
+ENDING = RUNNING.replace("RUNNING", "COMPLETING")
+AT_LIMIT = ENDING.replace("Reason=None", "Reason=TimeLimit")
+
+
+@pytest.mark.parametrize(
+    ("shown", "answers", "requeued"),
+    [
+        (RUNNING, [None, "is RUNNING: requeued"], 1),
+        (AT_LIMIT, ["is at its time limit: requeued"], 1),
+        (ENDING, ["is cancelled: not requeued"], 0),
+        (ENDING.replace("Time=None", "Time=2026-01-01"), ["is preempted: not requeued"], 0),
+        (ENDING.replace("Restarts=1", "Restarts=2"), ["is requeued by SLURM"], 0),
+        ("", [None, "is unknown: not requeued; submitted again, it goes on (slurm_load_jobs error"], 0),
+    ],
+)
+def test_what_slurm_shows_of_a_job_decides_whether_it_is_requeued(
+    tmp_path, monkeypatch, shown, answers, requeued
+):
+    """Asked as soon as a signal arrives, and once all has been saved."""
+    (tmp_path / "shown").write_text(shown)
+    stub = f"""#!/bin/sh
+cd {tmp_path} && echo "$@" >>calls && if [ "$1" = show ]; then
+    [ -s shown ] && cat shown || {{ echo "slurm_load_jobs error" >&2; exit 1; }}
+fi
+"""
+    (tmp_path / "scontrol").write_text(stub)
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name, value in (("JOB_ID", 12), ("ARRAY_JOB_ID", 7), ("ARRAY_TASK_ID", 3), ("RESTART_COUNT", 1)):
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    for saved, wanted in zip((False, True), answers, strict=False):
+        answer = slurm.requeue([tmp_path], saved)
+        assert answer is None if wanted is None else answer.startswith(f"job 7_3 {wanted}"), answer
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls.count("requeue 7_3") == requeued and set(calls) <= {"requeue 7_3", "show job -o 7_3"}
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "5")
+    (tmp_path / "shown").write_text(AT_LIMIT)
+    assert "no checkpoint in 5 restarts" in slurm.requeue([tmp_path], True)
+    (tmp_path / "run" / "version_0" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt").touch()
+    assert slurm.requeue([tmp_path], True).endswith("requeued")
 
 
 def test_log_that_cannot_be_written_is_told(house):
