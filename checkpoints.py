@@ -5,15 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from archive import ArchiveError, load_archive
 from learn_shapes import ShapesModel
-from persistence import MAX_BYTES
-
-WANTED = "want a .ckpt file of learn_shapes.py"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names it and what was wanted."""
+from persistence import TO_PREDICT, WANTED, CheckpointError, read_checkpoint
 
 
 class Trained(NamedTuple):
@@ -23,23 +16,9 @@ class Trained(NamedTuple):
     error_px: Any  # val/error_px of these very weights, None if they were not validated
 
 
-def read_checkpoint(path):
-    """What Lightning saved, as a dict on the CPU. CheckpointError for anything but our own checkpoints."""
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; {WANTED}")
-    try:
-        content = load_archive(path, MAX_BYTES)
-    except (ArchiveError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or foreign ({error}); {WANTED}") from error
-    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
-        raise CheckpointError(f"{path}: no weights and settings in it; {WANTED}")
-    return content
-
-
 def load_trained(path, device="cpu"):
     """The network of a checkpoint, ready to predict on `device`."""
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, TO_PREDICT)
     settings = content["hyper_parameters"]
     try:
         model = ShapesModel(**settings)
@@ -84,7 +63,7 @@ def find_checkpoints(paths):
 
 def _best(folder):
     if (folder / "last.ckpt").is_file():
-        for name, state in read_checkpoint(folder / "last.ckpt").get("callbacks", {}).items():
+        for name, state in read_checkpoint(folder / "last.ckpt", TO_PREDICT).get("callbacks", {}).items():
             if name.startswith("ModelCheckpoint") and state.get("best_model_path"):
                 best = folder / Path(state["best_model_path"]).name  # the folder may have been moved
                 if best.is_file():

@@ -22,7 +22,7 @@ LEAST = {
     **dict.fromkeys(("n_spatial_scales", "n_temporal_scales", "n_angles", "n_ratios"), 1),
     **dict.fromkeys(("network_delay", "num_workers", "n_angles_grow", "lr", "weight_decay", "seed"), 0),
 }  # smallest values, of fields that have one
-# how a run is computed, not what: these may be others when it goes on
+# how a run is computed, not what
 FREE = ("num_workers", "temporal_backend", "convolution", "checkpoint_activations", "compile")
 
 
@@ -45,6 +45,14 @@ def zero_or_one(text):
     if str(text).lower() not in values:
         raise ValueError
     return values[str(text).lower()]
+
+
+def decisive(settings):
+    """The settings that decide what a run computes: a run goes on, and is compared, with these the same."""
+    kept = {name: value for name, value in settings.items() if name not in FREE}
+    if settings.get("net") == "lif" and settings.get("temporal_backend") == "norse":
+        kept["temporal_backend"] = "norse"  # with a gradient of its own (FIDELITY 5)
+    return kept
 
 
 @dataclass(frozen=True)

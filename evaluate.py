@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoints import CheckpointError, find_checkpoints, load_trained, pick_device
-from config import CommandLine
+from config import CommandLine, decisive
 from coordinates import unit_to_pixel
 from dataset import DataError, ShapeDataset, loader
 from files import whole_file
@@ -98,7 +98,7 @@ def evaluate(trained, data, batch_size=None, num_workers=0, baselines=False, eac
         settings["seed"],
         trained.path,
         trained.error_px,
-        settings,
+        decisive(settings),
     )
     others = {name: Result(name) for name in (CENTRE, CENTROID) if baselines}
     batches, i = loader(data, batch_size or settings["batch_size"], False, num_workers), 0

@@ -9,10 +9,13 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from archive import GIB, ArchiveError, load_archive, save_whole
-from config import FREE
+from config import decisive
 from files import fcntl
 
 MAX_BYTES = 4 * GIB
+TO_PREDICT = {"state_dict", "hyper_parameters"}  # what a checkpoint must hold
+TO_GO_ON = TO_PREDICT | {"loops", "global_step", "optimizer_states", "callbacks"}
+WANTED = "want a .ckpt file of learn_shapes.py"
 UNFINISHED = ".unfinished"
 
 
@@ -20,15 +23,22 @@ class TrainingError(RuntimeError):
     """Training cannot go on; its message is for the user."""
 
 
-def read_checkpoint(path):
-    """The content of a checkpoint, on the CPU. TrainingError naming it where it is damaged or foreign."""
+class CheckpointError(TrainingError):
+    """A checkpoint that cannot be used; the message names it and what was wanted."""
+
+
+def read_checkpoint(path, wanted=TO_GO_ON):
+    """What Lightning saved, as a dict on the CPU. CheckpointError for anything but our own checkpoints."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; {WANTED}")
     try:
         content = load_archive(path, MAX_BYTES)
-        wanted = {"state_dict", "hyper_parameters", "loops", "global_step", "optimizer_states", "callbacks"}
-        if not isinstance(content, dict) or not wanted <= content.keys():
-            raise ArchiveError("no checkpoint of learn_shapes.py")
     except (ArchiveError, OSError) as error:
-        raise TrainingError(f"{path}: damaged or foreign ({error})") from error
+        raise CheckpointError(f"{path}: damaged or foreign ({error}); {WANTED}") from error
+    missing = wanted - content.keys() if isinstance(content, dict) else wanted
+    if missing:
+        raise CheckpointError(f"{path}: damaged or foreign (no {', '.join(sorted(missing))}); {WANTED}")
     return content
 
 
@@ -80,10 +90,10 @@ def find_last(run_folder, settings):
             continue
         try:
             trained_with = read_checkpoint(path)["hyper_parameters"]
-        except TrainingError as error:
+        except CheckpointError as error:
             print(f"{error}: looking for an earlier one", file=sys.stderr)
             continue
-        if all(trained_with.get(k) == v for k, v in settings.items() if k not in FREE):
+        if decisive(trained_with) == decisive(settings):
             return path
         others.add(path.parent)
     return None
@@ -92,8 +102,8 @@ def find_last(run_folder, settings):
 def where_to_go_on(ckpt_path, run_folder, settings):
     """The checkpoint that --ckpt_path means, and which version of `run_folder` it is of.
 
-    Each is None where there is none.  last: the newest of these settings.  FileNotFoundError or TrainingError
-    for one that is not there or cannot be read.
+    Each is None where there is none.  last: the newest of these settings.  FileNotFoundError for one that is
+    not there.
     """
     if ckpt_path == "last":
         ckpt_path = find_last(run_folder, settings)

@@ -12,6 +12,7 @@ then it has crashed.  Runs of other programs, without run.json, are running or o
 """
 
 import base64
+import contextlib
 import html
 import json
 import os
@@ -29,7 +30,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tqdm import tqdm
 
 from board import RECORD
-from config import FREE, CommandLine
+from config import CommandLine, decisive
 from files import whole_file
 from results import (
     NETWORKS,
@@ -130,14 +131,23 @@ def _data_of(folder):
 
 def state_of(folder, record, now=None):
     """How a run goes, from its record and the age of its files; see the module's docstring."""
-    newest = max(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())
-    fresh = (time.time() if now is None else now) - newest < SILENT_S
+    fresh = (time.time() if now is None else now) - newest_change(folder) < SILENT_S
     if not record:
         return "running" if fresh else "over"
     if record["state"] != "running":
         return record["state"]
     alive = process_lives(record["pid"]) if record["host"] == platform.node() else fresh
     return "running" if alive else "crashed"
+
+
+def newest_change(folder):
+    """When a file under the folder was last written, 0 without one; files may vanish meanwhile."""
+    newest = 0.0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                newest = max(newest, os.stat(os.path.join(parent, name)).st_mtime)
+    return newest
 
 
 def process_lives(pid):
@@ -161,8 +171,9 @@ def seconds_of(folder):
 
 def differing(runs):
     """Names of the settings in which runs differ, other than those their groups tell."""
-    names = sorted({name for run in runs for name in run.settings} - {*GROUP, *FREE})
-    return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+    settings = [decisive(run.settings) for run in runs]
+    names = sorted({name for found in settings for name in found} - {*GROUP})
+    return [name for name in names if len({repr(found.get(name)) for found in settings}) > 1]
 
 
 def table(runs):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from config import CommandLine, Config, add_settings, read_config_lines, run_name, zero_or_one
+from config import CommandLine, Config, add_settings, decisive, read_config_lines, run_name, zero_or_one
 
 ROOT = Path(__file__).resolve().parents[1]
 FIELDS = {setting.name: setting for setting in dataclasses.fields(Config)}
@@ -36,6 +36,18 @@ def refusal(parser, capsys, *words):
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("learn: ") and err.count("\n") == 1
     return err
+
+
+@pytest.mark.parametrize(
+    ("net", "backends", "same"),
+    [("lif", ("auto", "loop"), True), ("lif", ("fused", "norse"), False), ("li", ("auto", "norse"), True)],
+)
+def test_a_run_goes_on_with_another_backend_if_its_gradients_are_the_same(net, backends, same):
+    one, other = (
+        decisive(dataclasses.asdict(Config(net=net, temporal_backend=backend, num_workers=n)))
+        for n, backend in enumerate(backends)
+    )
+    assert (one == other) is same and one != decisive(dataclasses.asdict(Config(net=net, lr=0.5)))
 
 
 def test_defaults_are_the_paper():

@@ -39,6 +39,7 @@ SETTINGS = {
     "init_scheme_temporal": "rf",
     "seed": 3,
     "batch_size": 2,
+    "num_workers": 3,
 }
 
 
@@ -60,6 +61,7 @@ def test_errors_by_hand(four):
     trained = Trained("a.ckpt", Guess(), SETTINGS, None)
     own, _ = evaluate.evaluate(trained, four, each=lambda i, errors_px: seen.append((i, errors_px)))
     assert (own.network, own.initialisation, own.seed) == ("LI", "rf", 3)
+    assert "num_workers" not in own.settings  # how it was computed makes no other run
     spread = own.errors["all", "all"]
     assert (spread.n, spread.mean) == (3, pytest.approx(6))
     assert [spread.quantile(q) for q in (0.25, 0.5, 0.75)] == pytest.approx([4.5, 6, 7.5], rel=1e-3)
@@ -181,7 +183,7 @@ def test_what_cannot_be_is_one_line(runs, tmp_path, capsys):
     cases = [
         (1, [str(data), "nowhere.ckpt"], "nowhere.ckpt: no such file; want a .ckpt file"),
         (1, [str(data), str(damaged)], "damaged or foreign"),
-        (1, [str(data), str(foreign)], "no weights and settings in it"),
+        (1, [str(data), str(foreign)], "damaged or foreign (no hyper_parameters)"),
         (1, ["nowhere", good], "nowhere: no such folder"),
         (2, [str(other), good], "tracks 3 shapes, recordings in"),
         (2, [str(data), good, "--device", "tpu9"], "want auto, cpu or cuda"),

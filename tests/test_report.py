@@ -86,6 +86,14 @@ def test_states(tmp_path, record, age_s, wanted):
     assert report.state_of(tmp_path, record, now=time.time() + age_s) == wanted
 
 
+def test_files_that_vanish_meanwhile_have_no_say(tmp_path, monkeypatch):
+    (tmp_path / "events.out.tfevents.1").touch()
+    monkeypatch.setattr(report.os, "walk", lambda folder: [(folder, [], ["gone", "events.out.tfevents.1"])])
+    assert report.state_of(tmp_path, {}) == "running"
+    monkeypatch.undo()
+    assert report.state_of(tmp_path / "gone", {}) == "over"
+
+
 def test_processes():
     assert process_lives(os.getpid()) and process_lives(1) and not process_lives(ended_process())
 

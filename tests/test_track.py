@@ -145,7 +145,7 @@ def test_what_cannot_be_is_one_line(data, checkpoint, tmp_path, capsys):
     small = str(next(render(tmp_path / "small", recordings=1, size=64).glob("*/0.dat")))
     one = str(next(render(tmp_path / "one", recordings=1, shapes=1).glob("*/0.dat")))
     cases = [
-        (1, [recording, recording], "4.dat: no weights and settings in it"),
+        (1, [recording, recording], "4.dat: damaged or foreign (no hyper_parameters, state_dict)"),
         (1, ["nowhere.ckpt", recording], "nowhere.ckpt: no such file"),
         (1, [checkpoint, "nowhere.dat"], "nowhere.dat: no such file"),
         (2, [checkpoint, small], "64 x 64 pixels; the network was trained on 32 x 32"),
