@@ -127,11 +127,14 @@ class Stop(Callback):
     def __init__(self):
         self.received, self.saved, self.previous = None, False, {}
 
-    def on_sanity_check_start(self, trainer, model):
+    def setup(self, trainer, model, stage):
         self._listen()
 
+    def on_sanity_check_start(self, trainer, model):
+        self._listen()  # once more: Lightning has set its own
+
     def on_train_start(self, trainer, model):
-        self._listen()  # once more: a sanity check is not always made
+        self._listen()  # and a sanity check is not always made
 
     def _listen(self):
         for number in self.SIGNALS:

@@ -100,11 +100,7 @@ class ShapesModel(pl.LightningModule):
         if self.remembers():
             with torch.no_grad():
                 state = self(warmup).state
-        return self(frames, state), frames, batch.labels.view(torch.float32).transpose(0, 1)
-
-    def on_after_batch_transfer(self, batch, dataloader_idx):
-        """Labels pass as integers where Lightning rounds all floats of a batch to --precision 16-true."""
-        return batch._replace(labels=batch.labels.view(torch.int32))
+        return self(frames, state), frames, batch.labels.transpose(0, 1)
 
     def remembers(self):
         """Whether a warm-up leaves anything behind: not in ReLU nets whose coordinate has no state either,
@@ -292,9 +288,9 @@ def main(argv=None):
             return 0
         print(f"stopped by {signal.Signals(number).name}; to go on: the same command with --ckpt_path last")
         return 128 + number
-    except KeyboardInterrupt:  # before training starts, or the second one
+    except KeyboardInterrupt:
         if rank_zero_only.rank == 0:
-            print("learn_shapes.py: stopped; nothing was trained since the last checkpoint", file=sys.stderr)
+            print("learn_shapes.py: stopped before training", file=sys.stderr)
         return 128 + signal.SIGINT
     except (OSError, RuntimeError, ValueError, MisconfigurationException) as error:
         message = explain(error, arguments)

@@ -73,7 +73,10 @@ def build_trainer(flags, logger, callbacks):
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         environment = SLURMEnvironment(auto_requeue=False) if slurm.srun() else LightningEnvironment()
         flags["plugins"].append(environment)
-    return pl.Trainer(**flags, logger=logger, callbacks=callbacks)
+    trainer = pl.Trainer(**flags, logger=logger, callbacks=callbacks)
+    # a batch's only floats are labels, which --precision 16-true shall not round
+    trainer.precision_plugin.convert_input = lambda batch: batch
+    return trainer
 
 
 def first_decides(trainer, decide):

@@ -17,7 +17,7 @@ import learn_shapes
 import training
 from callbacks import Published
 from config import Config, read_config_lines, run_name
-from dataset import write_recording
+from dataset import ShapeDataset, write_recording
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -259,6 +259,40 @@ def test_a_users_mistake_is_told_in_one_line(data, tmp_path, capsys, flag):
         returned = end.code
     error = capsys.readouterr().err.strip().splitlines()
     assert returned == code and words in error[-1], error
+
+
+@pytest.mark.parametrize(
+    ("where", "told"), [("open_data", "stopped before training"), ("setup", "stopped by SIGINT")]
+)
+def test_ctrl_c_before_training_is_told_in_one_line(data, tmp_path, monkeypatch, capsys, where, told):
+    place = learn_shapes if where == "open_data" else learn_shapes.ShapesModel
+    before = getattr(place, where)
+
+    def interrupted(*arguments, **named):
+        os.kill(os.getpid(), signal.SIGINT)
+        return before(*arguments, **named)
+
+    monkeypatch.setattr(place, where, interrupted)
+    assert learn_shapes.main([str(data), str(tmp_path), *TINY]) == 130
+    output = capsys.readouterr()
+    assert told in output.err + output.out and "Traceback" not in output.err
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_labels_are_never_rounded(data, tmp_path, monkeypatch, precision):
+    seen, terms = [], learn_shapes.ShapesModel.terms
+
+    def watched(self, tracking, labels_px):
+        seen.append(labels_px)
+        return terms(self, tracking, labels_px)
+
+    monkeypatch.setattr(learn_shapes.ShapesModel, "terms", watched)
+    assert learn_shapes.main([str(data), str(tmp_path), *TINY, f"--precision={precision}"]) == 0
+    assert all(labels.dtype == torch.float32 for labels in seen)
+    validated = torch.stack([sample.labels for sample in ShapeDataset(data, 3, split="val")], dim=1)
+    last = torch.cat(seen, dim=1)[:, -validated.shape[1] :]
+    assert len(seen) > 1 and torch.equal(last, validated)
 
 
 def test_no_data_is_told_before_anything_is_written(tmp_path, capsys):

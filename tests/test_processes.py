@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,6 @@ from dataset import ShapeDataset, collate, loader
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ["--dropout=0", "--max_epochs=3", "--log_every_n_steps=1", "--ckpt_path=last", "--lr=0.001"]
-TOGETHER = ["--devices=2", "--strategy=ddp"]
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +26,56 @@ def data(tmp_path_factory):
     return render(tmp_path_factory.mktemp("data") / "shapes", recordings=22, frames=12)
 
 
-def start(data, logs, *flags):
-    words = [sys.executable, ROOT / "learn_shapes.py", data, logs, *TINY, *FLAGS, *TOGETHER, *flags]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-    return subprocess.Popen(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=clean | {"OMP_NUM_THREADS": "1"},
-    )
+class Node:
+    """A learn_shapes.py of ours that trains with others; what it says is in `output`."""
+
+    def __init__(self, data, logs, output, *flags, **variables):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+        self.output = output
+        with output.open("w") as file:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    ROOT / "learn_shapes.py",
+                    data,
+                    logs,
+                    *TINY,
+                    *FLAGS,
+                    "--strategy=ddp",
+                    *flags,
+                ],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=clean | {"OMP_NUM_THREADS": "1"} | variables,
+            )
+
+    def stop_behind_an_epoch(self, logs):
+        end = time.monotonic() + 120
+        while not rows(logs):
+            assert self.process.poll() is None and time.monotonic() < end, self.output.read_text()
+            time.sleep(0.02)
+        self.process.send_signal(signal.SIGTERM)
+
+    def end(self):
+        """Its exit code, and what it said."""
+        code = self.process.wait(timeout=120)
+        return code, self.output.read_text()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def two_nodes(data, logs, others_logs, folder, *flags):
+    """The first process of each, found as Lightning finds them: by environment variables."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    flags = ["--num_nodes=2", "--devices=1", *flags]
+    return [
+        Node(data, root, folder / f"output-{rank}", *flags, **address, NODE_RANK=str(rank))
+        for rank, root in enumerate((logs, others_logs))
+    ]
 
 
 def rows(logs):
@@ -48,24 +88,43 @@ def close(one, other):
     assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("net", ["li", "lif"])
-def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, net):
+def one_node(data, logs, folder, *flags):
+    """Stopped by a signal to the first process, and gone on with."""
+    node = Node(data, logs, folder / "output", "--devices=2", *flags)
+    node.stop_behind_an_epoch(logs)
+    code, output = node.end()
+    assert code == 128 + signal.SIGTERM and output.count("stopped by SIGTERM") == 1, output
+    assert len(rows(logs)) < 3
+    code, output = Node(data, logs, folder / "output", "--devices=2", *flags).end()
+    assert code == 0 and output.count("best error") == 1, output
+
+
+def several_nodes(data, logs, folder, *flags):
+    """Stopped by a signal to the second one, which then does not see where to go on, but is told."""
+    nodes = two_nodes(data, logs, logs, folder, *flags)
+    nodes[1].stop_behind_an_epoch(logs)
+    (first, output), (second, nothing) = (node.end() for node in nodes)
+    assert (first, second) == (128 + signal.SIGTERM, 0), output + nothing
+    assert output.count("stopped by SIGTERM") == 1 and "stopped" not in nothing
+    assert len(rows(logs)) < 3
+    nodes = two_nodes(data, logs, folder / "elsewhere", folder, *flags)
+    (first, output), (second, nothing) = (node.end() for node in nodes)
+    assert (first, second) == (0, 0), output + nothing
+    assert output.count("continuing from") == output.count("best error") == 1 and "best error" not in nothing
+    assert not (folder / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "flags"),
+    [(one_node, ["--net=li"]), (several_nodes, ["--net=lif", "--precision=64-true"])],
+    ids=["one node", "two nodes"],
+)
+def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, train, flags):
     """Also where they are stopped by a signal to one of them, and go on."""
-    more = [f"--net={net}", "--regularization_scale=1"]  # so that the regulariser counts
+    more = [*flags, "--regularization_scale=1"]  # so that the regulariser counts
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert learn_shapes.main([str(data), str(alone), *TINY, *FLAGS, *more, "--batch_size=4"]) == 0
-    if net == "li":
-        process, end = start(data, together, *more), time.monotonic() + 90
-        while not rows(together):
-            assert process.poll() is None and time.monotonic() < end, process.communicate()
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 128 + signal.SIGTERM and output.count("stopped by SIGTERM") == 1, output
-        assert len(rows(together)) < 3
-    process = start(data, together, *more)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and output.count("best error") == 1, output
+    train(data, together, tmp_path, *more)
 
     versions = [next(logs.glob("*/version_0")) for logs in (alone, together)]
     assert [len(list(version.parent.iterdir())) for version in versions] == [1, 1]
