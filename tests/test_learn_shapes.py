@@ -273,7 +273,11 @@ def test_ctrl_c_before_training_is_told_in_one_line(data, tmp_path, monkeypatch,
         return before(*arguments, **named)
 
     monkeypatch.setattr(place, where, interrupted)
-    assert learn_shapes.main([str(data), str(tmp_path), *TINY]) == 130
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's workers ignore it
+    try:
+        assert learn_shapes.main([str(data), str(tmp_path), *TINY]) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
     output = capsys.readouterr()
     assert told in output.err + output.out and "Traceback" not in output.err
     assert not list(tmp_path.rglob("*.ckpt"))
