@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from convolution import convolve, spectral_is_faster
+from pooling import average_pool
 from temporal import (
     ALPHA,
     V_TH,
@@ -151,19 +152,26 @@ def _state(fields):
 
 
 def neurons_response(fields, current, state=None, pool=None):
-    """`layer_response` to the convolved frames."""
+    """`layer_response` to the convolved frames.
+
+    A skip connection adds to the neurons' output their current, times a weight.  Average pooling is linear, so
+    the current is pooled by itself, once for all K, and joins a quarter of the cells.
+    """
     temporal = fields[0].temporal
-    rates = None
+    rates = skips = None
     if temporal.net != "ann":
         rates = torch.stack([field.temporal.tau_mem_inv for field in fields]).view(-1, 1, 1, 1, 1)
+    if fields[0].skip_connection:
+        skips = torch.stack([field.skip_weight for field in fields]).view(-1, 1, 1, 1, 1)
     out, state = respond(temporal.net, current, rates, state, temporal.backend)  # T K B N H W
     rectify = temporal.net != "lif"
-    if fields[0].skip_connection:
-        out = F.relu(out) if rectify else out
-        skips = torch.stack([field.skip_weight for field in fields]).view(-1, 1, 1, 1, 1)
-        out = torch.addcmul(out, skips, current)
-        rectify = False
-    activity = out.mean((0, 2, 3, 4, 5)) if temporal.net == "lif" else out.new_zeros(out.shape[1])
-    if pool is not None:
-        return pool(out, rectify), state, activity
-    return F.relu(out) if rectify else out, state, activity
+    activity = out.new_zeros(len(fields)) if rectify else out.mean((0, 2, 3, 4, 5))
+    if skips is None:
+        out = pool(out, rectify) if pool else F.relu(out) if rectify else out
+        return out, state, activity
+    if not rectify:
+        activity = activity + skips.flatten() * current.mean((0, 2, 3, 4, 5))
+    if pool is average_pool:
+        return torch.addcmul(average_pool(out, rectify), skips, average_pool(current)), state, activity
+    out = torch.addcmul(F.relu(out) if rectify else out, skips, current)
+    return pool(out) if pool else out, state, activity
