@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from convolution import convolve, spectral_is_faster
-from pooling import average_pool
+from pooling import average_pool, average_pool_and_mean
 from temporal import (
     ALPHA,
     V_TH,
@@ -154,8 +154,8 @@ def _state(fields):
 def neurons_response(fields, current, state=None, pool=None):
     """`layer_response` to the convolved frames.
 
-    A skip connection adds to the neurons' output their current, times a weight.  Average pooling is linear, so
-    the current is pooled by itself, once for all K, and joins a quarter of the cells.
+    A skip connection adds to the neurons' output their current, times a weight.  Average pooling is linear,
+    so the current is pooled by itself, once for all K, and joins a quarter of the cells.
     """
     temporal = fields[0].temporal
     rates = skips = None
@@ -165,13 +165,18 @@ def neurons_response(fields, current, state=None, pool=None):
         skips = torch.stack([field.skip_weight for field in fields]).view(-1, 1, 1, 1, 1)
     out, state = respond(temporal.net, current, rates, state, temporal.backend)  # T K B N H W
     rectify = temporal.net != "lif"
-    activity = out.new_zeros(len(fields)) if rectify else out.mean((0, 2, 3, 4, 5))
-    if skips is None:
-        out = pool(out, rectify) if pool else F.relu(out) if rectify else out
-        return out, state, activity
-    if not rectify:
-        activity = activity + skips.flatten() * current.mean((0, 2, 3, 4, 5))
     if pool is average_pool:
-        return torch.addcmul(average_pool(out, rectify), skips, average_pool(current)), state, activity
-    out = torch.addcmul(F.relu(out) if rectify else out, skips, current)
+        if rectify:
+            out, activity = average_pool(out, rectify), out.new_zeros(len(fields))
+        else:
+            out, means = average_pool_and_mean(out)
+            activity = means.mean((0, 2))
+        if skips is not None:
+            skipped, means = average_pool_and_mean(current)
+            out = torch.addcmul(out, skips, skipped)
+            activity = activity if rectify else activity + skips.flatten() * means.mean((0, 2))
+        return out, state, activity
+    out = F.relu(out) if rectify else out
+    out = out if skips is None else torch.addcmul(out, skips, current)
+    activity = out.new_zeros(len(fields)) if rectify else out.mean((0, 2, 3, 4, 5))
     return pool(out) if pool else out, state, activity

@@ -8,7 +8,7 @@ import pooling
 import response
 from config import Config
 from model import SpatioTemporalModel
-from pooling import average_pool, max_pool
+from pooling import average_pool, average_pool_and_mean, max_pool
 
 CONFIG = dict(
     resolution=(52, 46), n_spatial_scales=1, n_angles=2, n_ratios=2, n_temporal_scales=3, dropout=0.0
@@ -32,6 +32,23 @@ def test_pooling_is_torchs(monkeypatch, pool, plain, channels, rectify, H, W):
         torch.autograd.grad(actual, frames, probe), torch.autograd.grad(wanted, frames, probe), strict=True
     ):
         torch.testing.assert_close(got, gradient, rtol=1e-15, atol=1e-15)
+
+
+@pytest.mark.parametrize("wanted", ["both", "pooled", "mean"])
+@pytest.mark.parametrize("channels", [3, 20])
+@pytest.mark.parametrize("H, W", [(6, 8), (7, 9)])
+def test_the_mean_comes_with_the_pooling(channels, H, W, wanted):
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randn(4, 2, H, W, channels, generator=generator, dtype=torch.float64).movedim(-1, -3)
+    frames.requires_grad_()
+    actual = average_pool_and_mean(frames)
+    plain = F.avg_pool2d(frames.flatten(0, 1), 2).unflatten(0, (4, 2)), frames.mean((-3, -2, -1))
+    chosen = slice(None) if wanted == "both" else slice(0, 1) if wanted == "pooled" else slice(1, 2)
+    actual, plain = actual[chosen], plain[chosen]
+    torch.testing.assert_close(actual, plain, rtol=1e-15, atol=1e-15)
+    probes = [torch.randn(out.shape, generator=generator, dtype=torch.float64) for out in plain]
+    got, gradient = (torch.autograd.grad(outs, frames, probes) for outs in (actual, plain))
+    torch.testing.assert_close(got, gradient, rtol=1e-15, atol=1e-15)
 
 
 @pytest.mark.parametrize("skips, normalisation", [(0, 0), (1, 1)])
