@@ -102,7 +102,7 @@ def _gradients(steps, v0, groups):
 
 
 def _each_block(walk, *tensors):
-    """`walk` on tensors (T, K, n), (T, 1, n), (K, n) and (K, 1) of the same K and n, by blocks of n, then k."""
+    """`walk` on tensors (T, K, n), (T, 1, n), (K, n) and (K, 1) of the same K and n, by blocks of n."""
     first = next(tensor for tensor in tensors if tensor.dim() == 3)
     K, n = max(tensor.shape[-2] for tensor in tensors), first.shape[-1]
 
