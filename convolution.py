@@ -4,20 +4,23 @@
 
 A k x k convolution of C to N channels costs k^2 C N multiplications per pixel.  Over frequencies it is a
 C x N matrix product for each of about as many frequencies as pixels, plus the transforms.  Here the
-transforms are matrix products too (a discrete Fourier transform of 75 pixels is a matrix of 78 x 75): they
+transforms are matrix products too (a discrete Fourier transform of 31 pixels is a matrix of 31 x 31): they
 run as fast as the processor multiplies, take any size, need no powers of two, and hand on frequencies in the
-order that the products want, channels last.  For the paper's second layer (7 x 7, 144 to 144 channels, 75 x
-75 pixels) that is a tenth of the multiplications.  Its plain twin is torch's `conv2d`.
+order that the products want, channels last.  Their cost grows with the size of the matrix, so a field is cut
+into tiles of about TILE pixels a side, that overlap by k - 1.  For the paper's second layer (7 x 7, 144 to
+144 channels, 75 x 75 pixels) that is a tenth of the multiplications.  Its plain twin is torch's `conv2d`.
 """
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 METHODS = ("auto", "direct", "spectral")
-CHUNK = 80  # frames transformed at a time: bounds the memory, and is enough for the kernels' own transform
+TILE = 25  # pixels: smaller tiles overlap more, larger ones have dearer transforms
+CHUNK = 40  # frames transformed at a time: bounds the memory, and is enough for the kernels' own transform
 ADVANTAGE, LEAST = 2.0, 5e7  # how many times fewer multiplications pay, and of how many
 LEAST_CHANNELS = 16  # products of fewer are too small to run fast
 
@@ -52,13 +55,14 @@ def multiplications(frames_shape, weight_shape):
     """Multiplications of the direct and of the spectral way."""
     n, C, H, W = frames_shape
     N, _, k, _ = weight_shape
-    rows, columns = H + k // 2, W + k // 2
-    half = rows // 2 + 1
+    rows, columns = layout(H, k), layout(W, k)
+    half = rows.circle // 2 + 1
     direct = n * H * W * k * k * C * N
-    transforms = (2 * half * H * W + 4 * half * columns * W) * (C + N)
-    products = half * columns * 3 * C * N
-    kernels = half * columns * 6 * k * C * N * -(-n // CHUNK)
-    return direct, n * (transforms + products) + kernels
+    to = 2 * half * rows.inside * columns.inside + 4 * half * columns.circle * columns.inside
+    back = 4 * half * columns.circle * columns.size + 2 * half * rows.size * columns.size
+    products = half * columns.circle * 3 * C * N
+    kernels = half * columns.circle * 6 * k * C * N * -(-n // CHUNK)
+    return direct, n * rows.count * columns.count * (to * C + back * N + products) + kernels
 
 
 class _SpectralConvolution(torch.autograd.Function):
@@ -90,28 +94,27 @@ def correlate(frames, weight):
     rows, columns = (Transform(n, k, frames.dtype, frames.device) for n in (H, W))
     taps = rows.kernel_rows @ weight.permute(2, 3, 1, 0).flatten(1)  # (2 Kh, k C N)
     taps = taps.view(rows.half, 2 * k, -1)
-    chunk = min(CHUNK, len(frames))
-    room = Room(frames)
+    frames = frames.permute(0, 2, 3, 1).contiguous()
     out = frames.new_empty(len(frames), H, W, n_out)
-    for x, y in zip(frames.split(chunk), out.split(chunk), strict=True):
-        n = len(x)
-        spectra = room("spectra", 2, rows.half, n, W, n_out)
-        product = room("product", 2, columns.n, n, n_out)
-        for kh, half in enumerate(over_rows(x, rows, room("rows", n, 2 * rows.half, W * n_in))):
-            re, im = over_columns(half, columns, room("columns", n, 2 * columns.n, n_in))  # Nw F C
-            kernels = room("kernels", 3 * columns.n, n_in * n_out)
+    room = Room(frames)
+    for x, y in zip(frames.split(CHUNK), out.split(CHUNK), strict=True):
+        tiles = columns.count * rows.count * len(x)  # columns first, then rows, then frames
+        spectra = room("spectra", 2, rows.half, tiles, columns.size, n_out)
+        product = room("product", 2, columns.circle, tiles, n_out)
+        for kh, band in enumerate(over_rows(x, rows, rows.inputs, room, "rows")):
+            re, im = over_columns(band, columns, columns.inputs, room, "columns")
+            kernels = room("kernels", 3 * columns.circle, n_in * n_out)
             torch.mm(columns.kernel_columns, taps[kh], out=kernels)
-            w_re, w_diff, w_sum = kernels.view(3, columns.n, n_in, n_out)
+            w_re, w_diff, w_sum = kernels.view(3, columns.circle, n_in, n_out)
             # (re + i im) (w_re + i w_im) in three real products
-            both = torch.add(re, im, out=room("both", columns.n, n, n_in))
+            both = torch.add(re, im, out=room("both", columns.circle, tiles, n_in))
             torch.bmm(both, w_re, out=product[0])
             torch.baddbmm(product[0], re, w_diff, out=product[1])
             product[0].baddbmm_(im, w_sum, alpha=-1)
             for part in range(2):
-                inverse = columns.inverse[part].expand(n, -1, -1)
+                inverse = columns.inverse[part].expand(tiles, -1, -1)
                 torch.bmm(inverse, product.flatten(0, 1).transpose(0, 1), out=spectra[part, kh])
-        spectra = spectra.flatten(0, 1).flatten(2).transpose(0, 1)  # F 2Kh WN
-        torch.bmm(rows.inverse_real.expand(n, -1, -1), spectra, out=y.view(n, H, -1))
+        from_rows(spectra.flatten(0, 1), rows, columns, y, room)
     return out.permute(0, 3, 1, 2)
 
 
@@ -121,25 +124,26 @@ def correlate_frames(frames, grad, k):
     n_in, n_out = frames.shape[1], grad.shape[1]
     rows, columns = (Transform(n, k, frames.dtype, frames.device) for n in (H, W))
     taps = frames.new_zeros(rows.half, 2 * k, n_in * n_out)
+    frames, grad = (a.permute(0, 2, 3, 1).contiguous() for a in (frames, grad))
     room = Room(frames)
     for x, y in zip(frames.split(CHUNK), grad.split(CHUNK), strict=True):
-        n = len(x)
-        halves = (
-            over_rows(a, rows, room(name, n, 2 * rows.half, W * a.shape[1]))
-            for a, name in ((x, "rows"), (y, "rows of grad"))
+        tiles = columns.count * rows.count * len(x)
+        bands = (
+            over_rows(x, rows, rows.inputs, room, "rows"),
+            over_rows(y, rows, rows.outputs, room, "rows of grad"),
         )
-        product = room("product", 2, columns.n, n_in, n_out)
-        for kh, (x_half, y_half) in enumerate(zip(*halves, strict=True)):
-            re, im = over_columns(x_half, columns, room("columns", n, 2 * columns.n, n_in))
-            y_re, y_im = over_columns(y_half, columns, room("columns of grad", n, 2 * columns.n, n_out))
+        product = room("product", 2, columns.circle, n_in, n_out)
+        for kh, (x_band, y_band) in enumerate(zip(*bands, strict=True)):
+            re, im = over_columns(x_band, columns, columns.inputs, room, "columns")
+            y_re, y_im = over_columns(y_band, columns, columns.outputs, room, "columns of grad")
             # (re + i im) (y_re - i y_im), summed over frames, in three real products
-            both = torch.add(re, im, out=room("both", columns.n, n, n_in))
+            both = torch.add(re, im, out=room("both", columns.circle, tiles, n_in))
             torch.bmm(both.transpose(1, 2), y_re, out=product[0])
-            both = torch.add(y_re, y_im, out=room("both of grad", columns.n, n, n_out))
+            both = torch.add(y_re, y_im, out=room("both of grad", columns.circle, tiles, n_out))
             torch.baddbmm(product[0], re.transpose(1, 2), both, alpha=-1, out=product[1])
             both = torch.sub(y_re, y_im, out=both)
             product[0].baddbmm_(im.transpose(1, 2), both, alpha=-1)
-            taps[kh].addmm_(columns.taps, product.view(2 * columns.n, -1))
+            taps[kh].addmm_(columns.taps, product.view(2 * columns.circle, -1))
     weight = rows.taps_real @ taps.view(rows.half * 2, -1)  # k, k C N
     return weight.view(k, k, n_in, n_out).permute(3, 2, 0, 1)
 
@@ -157,32 +161,79 @@ class Room:
         return self.taken[name]
 
 
-def over_rows(x, rows, out):
-    """The half spectrum of frames (F, C, H, W) along H: per frequency (F, 2 W, C), real parts first."""
-    n, C, H, W = x.shape
-    x = x.permute(0, 2, 3, 1).contiguous().view(n, H, W * C)
-    torch.bmm(rows.forward_real.expand(n, -1, -1), x, out=out)
-    return out.view(n, rows.half, 2 * W, C).unbind(1)
+def over_rows(x, rows, spans, room, name):
+    """The half spectra along H of the tiles of frames (F, H, W, C): per frequency (tiles F, 2, W, C), real
+    parts first."""
+    n, _, W, C = x.shape
+    out = room(name, len(spans), n, 2 * rows.half, W * C)
+    for (field, tile), part in zip(spans, out, strict=True):
+        torch.bmm(rows.forward_real[:, tile].expand(n, -1, -1), x[:, field].flatten(2), out=part)
+    return out.view(-1, rows.half, 2, W, C).unbind(1)
 
 
-def over_columns(half, columns, out):
-    """The spectrum along W of (F, 2 W, C): real and imaginary parts, each (Nw, F, C)."""
-    torch.bmm(columns.forward.expand(len(half), -1, -1), half, out=out)  # F 2Nw C
-    return out.view(len(half), 2, columns.n, -1).permute(1, 2, 0, 3)
+def over_columns(band, columns, spans, room, name):
+    """The spectra along W of the tiles of (n, 2, W, C): real and imaginary parts, each (Nw, tiles n, C)."""
+    n, _, _, C = band.shape
+    out = room(name, len(spans), n, 2 * columns.circle, C)
+    for (field, tile), part in zip(spans, out, strict=True):
+        re, im = columns.forward[:, :, tile].unbind()
+        torch.bmm(re.expand(n, -1, -1), band[:, 0, field], out=part)
+        part.baddbmm_(im.expand(n, -1, -1), band[:, 1, field])
+    return out.view(-1, 2, columns.circle, C).permute(1, 2, 0, 3)
+
+
+def from_rows(spectra, rows, columns, y, room):
+    """Writes frames y (F, H, W, N) from spectra (2 Kh, tiles F, w, N)."""
+    n = len(y)
+    spectra = spectra.unflatten(1, (columns.count, rows.count, n))
+    for j, (right, _) in enumerate(columns.outputs):
+        for i, (down, tile) in enumerate(rows.outputs):
+            part = y[:, down, right]
+            source = spectra[:, j, i, :, : part.shape[2]].transpose(0, 1).flatten(2)  # F 2Kh wN
+            inverse = rows.inverse_real[tile].expand(n, -1, -1)
+            if part.is_contiguous():
+                torch.bmm(inverse, source, out=part.flatten(2))
+            else:
+                pixels = torch.bmm(inverse, source, out=room("pixels", n, part.shape[1], source.shape[-1]))
+                part.copy_(pixels.view(part.shape))
+
+
+class Layout(NamedTuple):
+    """How an axis is cut into tiles: how many, of how many pixels of the result; how many pixels of the frame
+    they see, the first `before` theirs; on a circle of how many points."""
+
+    count: int
+    size: int
+    inside: int
+    before: int
+    circle: int
+
+
+def layout(pixels, k):
+    """The tiles of an axis.  Of a single one what wraps round its circle falls on the padding's zeros."""
+    radius, count = k // 2, max(1, round(pixels / TILE))
+    if count == 1:
+        return Layout(1, pixels, pixels, 0, pixels + radius)
+    size = -(-pixels // count)
+    return Layout(-(-pixels // size), size, size + 2 * radius, radius, size + 2 * radius)
 
 
 @functools.lru_cache(maxsize=32)
 class Transform:
-    """Fourier matrices of an axis of `size` pixels for kernels of k taps, real and imaginary parts stacked.
+    """Fourier matrices of an axis of `pixels` for kernels of k taps, real and imaginary parts stacked.
 
-    The circle has n = size + k // 2 points: what wraps round falls on the padding's zeros.
+    inputs, outputs: per tile which pixels of the field it sees, or makes, and which of its own those are.
     """
 
-    def __init__(self, size, k, dtype, device):
-        self.n = n = size + k // 2
-        self.half = n // 2 + 1
-        f, half, x, tap = (torch.arange(count) for count in (n, self.half, size, k))
-        tap = tap - k // 2
+    def __init__(self, pixels, k, dtype, device):
+        self.count, self.size, inside, before, self.circle = layout(pixels, k)
+        self.half = self.circle // 2 + 1
+        n, size = self.circle, self.size
+        tops = [i * size for i in range(self.count)]
+        self.inputs = [spans(top - before, inside, pixels) for top in tops]
+        self.outputs = [spans(top, size, pixels) for top in tops]
+        f, half, x, tap = (torch.arange(count) for count in (n, self.half, inside, k))
+        tap = tap - k // 2 + before
 
         def wave(a, b):
             """cos and sin (len(a), len(b)) of 2 pi a b / n."""
@@ -194,10 +245,11 @@ class Transform:
 
         # x -> X = sum x exp(-2 pi i f x / n), complex x, and real x with half of the frequencies
         cos, sin = wave(f, x)
-        self.forward = cast(torch.cat([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)]))
+        self.forward = cast(torch.stack([torch.cat([cos, -sin]), torch.cat([sin, cos])]))  # of re, of im
         cos, sin = wave(half, x)
         self.forward_real = cast(torch.stack([cos, -sin], 1).flatten(0, 1))
         # X -> x = 1/n sum X exp(+...), to the two parts of x, and to a real x
+        x = x[:size]
         cos, sin = wave(x, f)
         self.inverse = cast(torch.stack([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)]) / n)
         cos, sin = wave(x, half)
@@ -216,3 +268,9 @@ class Transform:
         self.taps = cast(torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)]) / n)
         cos, sin = wave(tap, half)
         self.taps_real = cast(torch.stack([cos * twice, -sin * twice], -1).flatten(1) / n)
+
+
+def spans(start, length, pixels):
+    """Which pixels of a field lie in [start, start + length), and where there they lie."""
+    first, last = max(start, 0), min(start + length, pixels)
+    return slice(first, last), slice(first - start, last - start)

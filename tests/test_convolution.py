@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import convolution
-from convolution import convolve, multiplications, spectral_is_faster
+from convolution import Transform, convolve, multiplications, spectral_is_faster
 
 SHAPES = {  # frames, weights
     "odd field, even circle": ((3, 4, 11, 13), (5, 4, 7, 7)),
@@ -25,8 +25,11 @@ def draw(frames, weights, dtype=torch.float64):
 
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_values_and_gradients_are_those_of_torch(project, monkeypatch, shapes, layout):
+@pytest.mark.parametrize("tile", [3, 5, 100])  # many, some, one
+def test_values_and_gradients_are_those_of_torch(project, monkeypatch, shapes, layout, tile):
     monkeypatch.setattr(convolution, "CHUNK", 3)
+    monkeypatch.setattr(convolution, "TILE", tile)
+    Transform.cache_clear()
     frames, weight = (
         value.contiguous(memory_format=layout).requires_grad_() for value in draw(*SHAPES[shapes])
     )
