@@ -1,7 +1,7 @@
 # make demo    train two small networks on freshly rendered events; pictures go to demo/
 # make board   TensorBoard on what the demo logged, or on LOGS=...: open the address that it prints
 # make test    ruff and the whole test suite
-# make slurm-test   sweep.sh on a real SLURM of one node, started for it: needs root, slurm-wlm and munge; two minutes
+# make slurm-test   sweep.sh on a real SLURM of two nodes, started for it: needs root, slurm-wlm and munge; two to three minutes
 # make clean   remove .venv and demo/
 # The first call installs into .venv (PYTHON=python3.12 picks another Python, 3.10 or later); later ones start at once.
 

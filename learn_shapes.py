@@ -246,16 +246,16 @@ def train(arguments):
     published = Published(arguments["log_root"], name, arguments["data_root"])
     callbacks = [published, Board(), Record(arguments["data_root"]), Stop(), LearningRateMonitor()]
     trainer = build_trainer(flags, logger, callbacks)
-    run_folder = Path(arguments["log_root"]) / name
-    checkpoint, version = first_decides(
-        trainer, lambda: where_to_go_on(arguments["ckpt_path"], run_folder, model_settings)
-    )
     several = {"rank": trainer.global_rank, "n_processes": trainer.world_size}
     size, workers, seed = (settings[name] for name in ("batch_size", "num_workers", "seed"))
     loaders = {
         split: loader(dataset, size, split == "train", workers, seed, **several)
         for split, dataset in data.items()
     }
+    run_folder = Path(arguments["log_root"]) / name
+    checkpoint, version = first_decides(
+        trainer, lambda: where_to_go_on(arguments["ckpt_path"], run_folder, model_settings)
+    )
     if checkpoint:
         before = read_checkpoint(checkpoint)
         if version is not None:

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Starts or stops a SLURM of one node on this machine's loopback address:  tests/slurm.sh start FOLDER | stop FOLDER
-# It needs root and the packages slurm-wlm and munge.  State and logs lie in FOLDER, the ports are 17817 and 17818;
+# Starts or stops a SLURM of two nodes, both this machine, on its loopback address:  tests/slurm.sh start FOLDER | stop FOLDER
+# It needs root and the packages slurm-wlm and munge.  State and logs lie in FOLDER, the ports are 17817 to 17819;
 # /etc/slurm/slurm.conf points there unless there is one already.
 set -euo pipefail
 folder=$(mkdir -p "$2" && cd "$2" && pwd)
 host=$(hostname -s)
+port=${SLURM_TEST_PORT:-17817}
 
 start() {
     for program in slurmctld slurmd munged; do
         command -v $program >/dev/null || { echo "$program is missing: apt-get install slurm-wlm munge" >&2; exit 3; }
     done
     [ "$(id -u)" = 0 ] || { echo "starting SLURM needs root" >&2; exit 3; }
-    mkdir -p "$folder/state" "$folder/spool" /run/munge /etc/slurm
+    mkdir -p "$folder/state" "$folder"/spool-n{1,2} /run/munge /etc/slurm
     if ! munge -n >/dev/null 2>&1; then
         chown -R munge: /run/munge /var/log/munge /etc/munge
         runuser -u munge -- /usr/sbin/munged
@@ -25,13 +26,12 @@ SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=cred_expire=5
 StateSaveLocation=$folder/state
-SlurmdSpoolDir=$folder/spool
+SlurmdSpoolDir=$folder/spool-%n
 SlurmctldPidFile=$folder/slurmctld.pid
-SlurmdPidFile=$folder/slurmd.pid
+SlurmdPidFile=$folder/slurmd-%n.pid
 SlurmctldLogFile=$folder/slurmctld.log
-SlurmdLogFile=$folder/slurmd.log
-SlurmctldPort=${SLURM_TEST_PORT:-17817}
-SlurmdPort=$((${SLURM_TEST_PORT:-17817} + 1))
+SlurmdLogFile=$folder/slurmd-%n.log
+SlurmctldPort=$port
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -43,17 +43,18 @@ KillWait=30
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
-NodeName=$host NodeAddr=127.0.0.1 CPUs=8 RealMemory=1000 State=UNKNOWN
+NodeName=n[1-2] NodeHostname=$host NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + 2))] CPUs=4 RealMemory=1000
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=debug Nodes=$host Default=YES MaxTime=INFINITE OverTimeLimit=0 PriorityTier=2 State=UP
-PartitionName=spare Nodes=$host MaxTime=INFINITE PriorityTier=1 State=UP
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE OverTimeLimit=0 PriorityTier=2 State=UP
+PartitionName=spare Nodes=ALL MaxTime=INFINITE PriorityTier=1 State=UP
 CONF
     export SLURM_CONF=$folder/slurm.conf
     slurmctld -c
-    slurmd
+    slurmd -N n1
+    slurmd -N n2
     for _ in $(seq 30); do
-        sinfo -h -o %t 2>/dev/null | grep -q idle && return
+        [ "$(sinfo -h -p debug -t idle -o %D 2>/dev/null)" = 2 ] && return
         sleep 1
     done
     tail -n 20 "$folder"/*.log >&2
@@ -68,8 +69,8 @@ stop() {
         [ -n "$(squeue -h 2>/dev/null)" ] || break
         sleep 0.2
     done
-    for daemon in slurmd slurmctld; do
-        [ ! -e "$folder/$daemon.pid" ] || kill "$(cat "$folder/$daemon.pid")" 2>/dev/null || true
+    for file in "$folder"/slurm*.pid; do
+        [ ! -e "$file" ] || kill "$(cat "$file")" 2>/dev/null || true
     done
     [ "$(readlink /etc/slurm/slurm.conf)" != "$folder/slurm.conf" ] || rm /etc/slurm/slurm.conf
 }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from test_learn_shapes import TINY, render, scalars, weights
 
 import learn_shapes
 from dataset import ShapeDataset, collate, loader
+from training import first_decides
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ["--dropout=0", "--max_epochs=3", "--log_every_n_steps=1", "--ckpt_path=last", "--lr=0.001"]
@@ -170,6 +172,25 @@ def test_shares_of_a_batch_are_the_batch(data):
 def test_what_several_processes_cannot_do_is_told(data, tmp_path, capsys):
     assert learn_shapes.main([str(data), str(tmp_path), *TINY, "--sync_batchnorm=true"]) == 2
     assert "--sync_batchnorm: batch normalisation here is per time step" in capsys.readouterr().err
+
+
+def test_an_error_of_the_first_process_ends_the_others_without_a_word():
+    sent = []
+
+    def trainer(first, broadcast):
+        strategy = SimpleNamespace(launcher=None, broadcast=broadcast)
+        return SimpleNamespace(strategy=strategy, is_global_zero=first)
+
+    def fail():
+        raise FileNotFoundError("nowhere.ckpt")
+
+    with pytest.raises(FileNotFoundError):
+        first_decides(trainer(True, lambda value: sent.append(value) or value), fail)
+    with pytest.raises(SystemExit) as end:
+        first_decides(trainer(False, lambda _: sent[0]), lambda: pytest.fail("asked"))
+    assert end.value.code is None
+    assert first_decides(trainer(True, lambda value: sent.append(value) or value), lambda: 3) == 3
+    assert first_decides(trainer(False, lambda _: sent[1]), fail) == 3
 
 
 def test_the_mean_of_all_has_the_gradient_of_its_part(monkeypatch):
