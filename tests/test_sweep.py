@@ -36,6 +36,7 @@ if "--fail" in flags:
     print("learn_shapes.py: unknown flag --fail", file=sys.stderr)
     sys.exit(2)
 print("best error 1.00 px")
+sys.exit(int(flags.get("--exit", 0)))
 """
 QUICK = "--sleep=0"
 
@@ -71,15 +72,22 @@ def call(house, config, *words, **variables):
     )
 
 
-def start(house, config, *words):
+def start(house, config, *words, **variables):
     process = subprocess.Popen(
         words_of(house, config, *words),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment(),
+        env=environment(**variables),
     )
     return process
+
+
+def program(folder, name, script):
+    """A program of this name in a folder, and the PATH that finds it first."""
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    return os.pathsep.join([str(folder), os.environ["PATH"]])
 
 
 def wait_for(path, seconds=20):
@@ -243,14 +251,10 @@ def test_what_slurm_shows_of_a_job_decides_whether_it_is_requeued(
 ):
     """Asked as soon as a signal arrives, and once all has been saved."""
     (tmp_path / "shown").write_text(shown)
-    stub = f"""#!/bin/sh
-cd {tmp_path} && echo "$@" >>calls && if [ "$1" = show ]; then
+    stub = f"""cd {tmp_path} && echo "$@" >>calls && if [ "$1" = show ]; then
     [ -s shown ] && cat shown || {{ echo "slurm_load_jobs error" >&2; exit 1; }}
-fi
-"""
-    (tmp_path / "scontrol").write_text(stub)
-    (tmp_path / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+fi"""
+    monkeypatch.setenv("PATH", program(tmp_path, "scontrol", stub))
     for name, value in (("JOB_ID", 12), ("ARRAY_JOB_ID", 7), ("ARRAY_TASK_ID", 3), ("RESTART_COUNT", 1)):
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     for saved, wanted in zip((False, True), answers, strict=False):
@@ -264,6 +268,25 @@ fi
     (tmp_path / "run" / "version_0" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "version_0" / "checkpoints" / "last.ckpt").touch()
     assert slurm.requeue([tmp_path], True).endswith("requeued")
+
+
+@pytest.mark.parametrize("line", ["--sleep=30", "--exit=143"])
+def test_srun_is_told_by_sigusr1_and_what_slurm_told_its_tasks_counts(house, line):
+    """SIGTERM would make srun kill its tasks; preemption with a grace time tells them, and nobody else."""
+    program(house, "srun", 'shift; exec "$@"')
+    path = program(house, "scontrol", f"[ $1 = requeue ] && echo $2 >>{house}/requeued; echo '{RUNNING}'")
+    job = {"PATH": path, "SLURM_NTASKS": "2", "SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": "1"}
+    process = start(house, line, **job)
+    wait_for(house / "logs/runs-01-seed0/ready")
+    if "sleep" in line:
+        process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 143 and "job 9 is RUNNING: requeued" in output, output
+    assert (house / "requeued").read_text() == "9\n"
+    told = "stopped by SIGUSR1" if "sleep" in line else "best error"
+    assert told in (house / "logs/runs-01-seed0/run.log").read_text()
+    again = call(house, line, "--jobs", "2", **job)
+    assert again.returncode == 2 and "--jobs 2: want 1 where a SLURM job has several tasks" in again.stderr
 
 
 def test_log_that_cannot_be_written_is_told(house):
