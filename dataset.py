@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
+import frame_memory
 from archive import UNREADABLE, ArchiveError, load_archive, save_whole
 from processes import follow_parent
 from sampling import EpochSampler, SharedBatches
@@ -281,19 +282,27 @@ def dense_frames(batch, resolution, timesteps, stack_frames=1, sum_frames=0):
     C is 2 polarities, times stack_frames, oldest frame first; sum_frames adds these up instead (values up to
     stack_frames).  This is where batches turn from B first to T first.
     """
+    if sum_frames:
+        halves = dense_frames(batch, resolution, timesteps + stack_frames - 1)
+        return tuple(stacked(half, stack_frames, sum_frames) for half in halves)
     window, B = timesteps + stack_frames - 1, len(batch.counts)
     H, W = resolution
-    events, cells = batch.events, 2 * H * W  # of one frame
-    sample = torch.repeat_interleave(
-        torch.arange(B, device=events.device), batch.counts, output_size=len(events)
-    )
-    frames = torch.zeros(2 * window * B * cells, dtype=torch.uint8, device=events.device)
-    frames[((events // cells).long() * B + sample) * cells + events % cells] = 1
-    frames = frames.view(2 * window, B, 2, H, W)
-    return tuple(stacked(half, stack_frames, sum_frames) for half in (frames[:window], frames[window:]))
+    events, cells, device = batch.events, 2 * H * W, batch.events.device  # cells of one frame
+    # A frame is in stack_frames steps: the oldest of one, newer in those before.  The steps of both halves as
+    # one are made, with room before the first; those across the middle are left out in the end.
+    n_steps, in_step = 2 * window + stack_frames - 1, B * stack_frames * cells
+    sample = torch.repeat_interleave(torch.arange(B, device=device), batch.counts, output_size=len(events))
+    place = torch.add(events, sample, alpha=stack_frames * cells)  # x + alpha * y, in one pass
+    place = torch.add(place, events // cells, alpha=in_step - cells)
+    frames = frame_memory.zeros(n_steps * in_step, device)
+    for newer in range(stack_frames):
+        frames[(stack_frames - 1 - newer) * in_step + newer * cells :][place] = 1
+    steps = frames.view(n_steps, B, 2 * stack_frames, H, W)[stack_frames - 1 :]
+    return steps[:timesteps], steps[window : window + timesteps]
 
 
 def stacked(frames, stack_frames, sum_frames):
+    """Frames (t + stack_frames - 1, B, C, H, W) as t steps of `stack_frames` each; see `dense_frames`."""
     if stack_frames == 1:
         return frames
     steps = len(frames) - stack_frames + 1

@@ -12,7 +12,8 @@ LEVELS = {
     0: {"config", "receptive_fields", "temporal", "coordinates", "losses", "visualization", "films"}
     | {"render", "motion", "outlines", "gerd_pictures", "gerd_masks", "affine_gaussian", "cascades"}
     | {"blocks", "convolution", "pooling", "temporal_scan", "temporal_triton", "field_weights"}
-    | {"results", "archive", "files", "processes", "ranks", "slurm", "sampling", "theory_figures"},
+    | {"results", "archive", "files", "processes", "ranks", "slurm", "sampling", "theory_figures"}
+    | {"frame_memory"},
     1: {"model", "response", "dataset", "event_files", "persistence", "training", "callbacks", "board"},
     2: {"generate_data", "learn_shapes", "checkpoints", "family_distance"}
     | {"spatial_covariance", "temporal_covariance"},
