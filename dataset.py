@@ -8,7 +8,6 @@ Source: FIDELITY 16-18.
 
 import math
 import re
-import warnings
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 import frame_memory
-from archive import UNREADABLE, ArchiveError, load_archive, save_whole
+from archive import UNREADABLE, ArchiveError, load_tensors, save_whole
 from processes import follow_parent
 from sampling import EpochSampler, SharedBatches
 
@@ -64,13 +63,13 @@ def write_recording(path, events, labels, shape):
     if events.dim() != 2 or events.shape[1] != 4:
         raise ValueError(f"{path}: events of shape {tuple(events.shape)}; want (n, 4)")
     frames = _sparse(events.T.to(torch.int64), torch.ones(len(events)), shape)
-    content = [frames, torch.as_tensor(labels, dtype=torch.float32).clone()]
-    problem = _problem(content)
+    labels = torch.as_tensor(labels, dtype=torch.float32).clone()
+    problem = _problem(frames, labels)
     if problem:
         raise ValueError(f"{path}: {problem}; {CONTENT}")
     indices = frames.coalesce().indices().clone()  # its storage is longer, and would be saved
-    content[0] = _sparse(indices, torch.ones(indices.shape[1]), shape, is_coalesced=True)
-    save_whole(path, content)
+    frames = _sparse(indices, torch.ones(indices.shape[1]), shape, is_coalesced=True)
+    save_whole(path, [frames, labels])
 
 
 def read_recording(path):
@@ -78,26 +77,29 @@ def read_recording(path):
 
     Values of 1 and more are an event, of 0 and less none, as published; those between are refused.
     """
+    return _read(path)[0]
+
+
+def _read(path):
+    """The recording, and the index of each event in its cells (n,) int64, as `_linear` counts them."""
     check_file(path)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Validating sparse tensor invariants")  # torch 2.15 tells
-            loaded = load_archive(path)
-        problem = _problem(loaded)
+        frames, labels = load_tensors(path, 2)
+        problem = _problem(frames, labels)
     except UNREADABLE as error:
         reason = error if isinstance(error, ArchiveError) else type(error).__name__
         raise DataError(f"{path}: damaged or foreign ({reason}); {RENDER}") from error
     if problem:
         raise DataError(f"{path}: {problem}; {CONTENT}; {RENDER}")
-    frames, labels = loaded
     indices, values = frames._indices(), frames._values()
     linear = _linear(*indices, frames.shape)
     if not (linear[1:] > linear[:-1]).all():  # equal ones add up, as in to_dense()
         frames = _sparse(indices, values.float(), frames.shape).coalesce()
         indices, values = frames.indices(), frames.values()
-    if not (values >= 1).all():
-        indices = indices[:, values >= 1]
-    return Recording(indices.T, labels.float().flatten(1, -2), tuple(frames.shape))
+        linear = _linear(*indices, frames.shape)
+    if values.numel() and not values.min() >= 1:
+        indices, linear = indices[:, values >= 1], linear[values >= 1]
+    return Recording(indices.T, labels.float().flatten(1, -2).clone(), tuple(frames.shape)), linear
 
 
 def check_file(path):
@@ -111,11 +113,8 @@ def check_file(path):
         raise DataError(f"{path}: not a recording, or cut short; {RENDER}")
 
 
-def _problem(loaded):
+def _problem(frames, labels):
     """What is wrong with the content of a file, in words; None if nothing is."""
-    if not isinstance(loaded, list | tuple) or len(loaded) != 2 or not all(map(torch.is_tensor, loaded)):
-        return "not a list of two tensors"
-    frames, labels = loaded
     if frames.layout != torch.sparse_coo or frames.sparse_dim() != 4 or frames.dense_dim():
         return f"events are {frames.layout} of shape {tuple(frames.shape)}"
     if frames.shape[1] != 2 or not 0 < math.prod(frames.shape) < MAX_CELLS or frames.is_complex():
@@ -135,13 +134,12 @@ def _problem_of_labels(labels, n_frames):
 
 def _problem_of_events(frames):
     indices, values = frames._indices(), frames._values()
-    if indices.numel():
-        least, most = indices.aminmax(dim=1)
-        if (least < 0).any() or (most >= torch.tensor(frames.shape)).any():
-            return "events lie outside the field"
-    neither = ~((values <= 0) | (values >= 1))  # NaN, too
-    if neither.any():
-        return f"an event has the value {values[neither][0].item():g}, neither 0 nor 1"
+    if indices.numel() and (indices.min() < 0 or (indices.amax(dim=1) >= torch.tensor(frames.shape)).any()):
+        return "events lie outside the field"
+    if values.numel() and not values.min() >= 1:
+        neither = ~((values <= 0) | (values >= 1))  # NaN, too
+        if neither.any():
+            return f"an event has the value {values[neither][0].item():g}, neither 0 nor 1"
     return None
 
 
@@ -153,7 +151,8 @@ def _sparse(indices, values, shape, is_coalesced=None):
 def _linear(frame, polarity, h, w, shape):
     """Index of cells (frame, polarity, h, w) in a flat (_, P, H, W)."""
     _, P, H, W = shape
-    return ((frame * P + polarity) * H + h) * W + w
+    row = torch.add(h, torch.add(polarity, frame, alpha=P), alpha=H)
+    return torch.add(w, row, alpha=W)
 
 
 class ShapeDataset(Dataset):
@@ -219,14 +218,14 @@ class ShapeDataset(Dataset):
     def __getitem__(self, i):
         file, chunk = divmod(i, self.chunks)
         path = self.files[file]
-        recording = read_recording(path)
+        recording, linear = _read(path)
         if self._chunks(recording, path) < self.chunks:
             raise DataError(f"{path}: {recording.shape[0]} frames, fewer than {self.files[0]}; {RENDER}")
         start = chunk * self.window
         end = start + 2 * self.window
-        frame, polarity, h, w = recording.events.T
-        inside = slice(*torch.searchsorted(frame, torch.tensor([start, end])).tolist())
-        events = _linear(frame[inside] - start, polarity[inside], h[inside], w[inside], recording.shape)
+        cells = math.prod(recording.shape[1:])  # of one frame
+        inside = slice(*torch.searchsorted(linear, torch.tensor([start, end]) * cells).tolist())
+        events = linear[inside] - start * cells
         labels = recording.labels[end - self.timesteps + self.network_delay : end + self.network_delay]
         return Sample(events.to(torch.int32), labels)
 

@@ -2,9 +2,9 @@
 
 python3 -m benchmarks.dataset [RECORDINGS] [--runs 7] [--save]    needs the gerd package
 
-RECORDINGS: GERD's *.dat files; without, even noise at their rate is written.  Both sides load the same batch
-in one process.  The frames (T, B, C, H, W) are uint8 here, float32 as published; a worker's part ends before
-`dense_frames`.  Memory is the most that torch held at a time for a worker's part.
+RECORDINGS: GERD's *.dat files of one release; without, even noise at their rate is written.  Both sides load
+the same batch in one process.  The frames (T, B, C, H, W) are uint8 here, float32 as published; a worker's
+part ends before `dense_frames`.  Memory is the most that torch held at a time for a worker's part.
 """
 
 import argparse

@@ -21,7 +21,7 @@ import torch
 from test_learn_shapes import TINY, render
 
 import learn_shapes
-from archive import ArchiveError, load_archive
+from archive import ArchiveError, load_archive, load_tensors
 from config import config_lines
 from dataset import DataError, read_recording, write_recording
 from persistence import TrainingError, read_checkpoint
@@ -92,6 +92,23 @@ class Calls:
         return self.called
 
 
+class Stored(pickle.Pickler):
+    """Writes None as a storage with a name."""
+
+    def __init__(self, file, name):
+        super().__init__(file, protocol=2)
+        self.name = name
+
+    def persistent_id(self, content):
+        return ("storage", torch.FloatStorage, self.name, "cpu", 1) if content is None else None
+
+
+def stored(name):
+    file = io.BytesIO()
+    Stored(file, name).dump([None])
+    return file.getvalue()
+
+
 def mutations(folder):
     """(name, bytes or a way to write the file, whether it may only be refused) of 200 and more."""
     whole, draw = original(folder / "original.dat"), random.Random(1)
@@ -145,7 +162,7 @@ def contents(whole, draw):
 
 
 def traps(whole):
-    labels = torch.load(io.BytesIO(whole), weights_only=True)[1]
+    frames, labels = torch.load(io.BytesIO(whole), weights_only=True)
     pickled = pickle_of(whole)
     numbers = sum(op.name.startswith("BININT") for op, _, _ in pickletools.genops(pickled))
     for i in range(numbers):  # offsets, sizes, strides and lengths of storages, each a lie
@@ -166,6 +183,17 @@ def traps(whole):
     )
     yield "a sparse file", lambda path: os.truncate(path, 2**40), True
     yield "records over each other", overlapping(whole), True
+    nested = []
+    for _ in range(40):  # a text of which would be longer than any memory
+        nested = [nested, nested]
+    yield "a layout of lists", saved([Calls(torch.serialization._get_layout, nested), labels]), True
+    yield "a storage named by lists", with_pickle(whole, stored(nested)), True
+    yield "a million of one tensor", saved([labels] * 10**6), True
+    negative = torch.complex(labels.float(), labels.float()).conj().imag
+    yield "labels to be negated", saved([frames, negative]), True
+    for order in (b"big", b"", b"little "):
+        records = {k: order if k.endswith("byteorder") else v for k, v in entries(whole).items()}
+        yield f"byte order {order}", zipped(records), True
     yield "room for a memo", with_pickle(whole, b"\x80\x02Nr\xff\xff\xff\x7f."), True
     for function, *arguments in (
         (os.mkdir, "sprung"),
@@ -323,12 +351,52 @@ def test_a_sum_is_checked_over_every_record(tmp_path):
     with zipfile.ZipFile(tmp_path / "0.dat") as archive:
         record = max(archive.infolist(), key=lambda entry: "/data/" in entry.filename and entry.file_size)
     start = whole.index(entries(whole)[record.filename])
-    for at in range(start, start + record.file_size, 97):
+    for at in (record.header_offset, *range(start, start + record.file_size, 97)):
         changed = bytearray(whole)
         changed[at] ^= 1
         (tmp_path / "1.dat").write_bytes(changed)
         with pytest.raises(ArchiveError):
             load_archive(tmp_path / "1.dat")
+        with pytest.raises(ArchiveError):
+            load_tensors(tmp_path / "1.dat", 2)
+
+
+DRAW = torch.Generator().manual_seed(0)
+TENSORS = {
+    **{
+        str(dtype): torch.randint(0, 2, (3, 5), generator=DRAW).to(dtype)
+        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64)
+        + (torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+    },
+    "columns": torch.arange(12.0).view(3, 4).T,
+    "a part": torch.arange(40.0).view(5, 8)[1:4, 2:7:2],
+    "repeated": torch.arange(9.0).as_strided((4, 2), (0, 3)),
+    "one number": torch.tensor(2.5),
+    "none": torch.empty(0, 3),
+    "to train": torch.nn.Parameter(torch.ones(2)),
+    "sparse": torch.eye(3).to_sparse(),
+    "sparse in part": torch.eye(3)[:, :, None].expand(3, 3, 2).to_sparse(2),
+    "sparse and empty": torch.zeros(2, 2).to_sparse(),
+    "unsorted": sparse(torch.tensor([[2, 0, 2], [1, 1, 1]]), torch.tensor([1.0, 2.0, 3.0]), (3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_are_those_that_torch_reads(tmp_path, name):
+    whole = saved([TENSORS[name], torch.ones(1)])
+    padded = {k: content for k, content in entries(whole).items() if not k.endswith("byteorder")}
+    for i, content in enumerate((whole, zipped(padded), zipped({"x/odd": b"1"} | padded))):  # aligned, or not
+        (tmp_path / f"{i}").write_bytes(content)
+        ours, theirs = load_tensors(tmp_path / f"{i}", 2)[0], torch.load(io.BytesIO(whole))[0]
+        assert (ours.dtype, ours.layout, ours.shape) == (theirs.dtype, theirs.layout, theirs.shape)
+        pairs = [(ours, theirs)]
+        if theirs.is_sparse:
+            pairs = [(ours._indices(), theirs._indices()), (ours._values(), theirs._values())]
+        for one, other in pairs:
+            assert torch.equal(one, other) and one.stride() == other.stride() and not one.requires_grad
+            assert one.data_ptr() % one.element_size() == 0
+    with pytest.raises(ArchiveError, match="not a list of 3"):
+        load_tensors(tmp_path / "0", 3)
 
 
 def test_config_files_of_noise_are_refused_or_words(tmp_path):

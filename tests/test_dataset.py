@@ -111,6 +111,12 @@ def test_items_end(data):
     assert len(list(dataset)) == 12
 
 
+def test_a_sample_lets_go_of_its_file(data):
+    dataset = ShapeDataset(data, 4)
+    held = sum(tensor.untyped_storage().nbytes() for tensor in dataset[0])
+    assert held < dataset.files[0].stat().st_size / 5
+
+
 def test_gerds_data_set_reads_our_files(data):
     theirs = gerd.GerdDataset(str(data), t=5, stack=3, pose_delay=1)
     ours = ShapeDataset(data, 5, stack_frames=3)
