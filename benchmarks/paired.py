@@ -29,6 +29,7 @@ def machine_line(**sizes) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {
         "cpu": processor(),
+        **({"gpu": torch.cuda.get_device_name()} if sizes.get("device") == "cuda" else {}),
         "cores": cores,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
