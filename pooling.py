@@ -5,10 +5,10 @@ so are two columns of channels: pooling is a few vector additions, and the recti
 its own.  The plain twin is `F.avg_pool2d(F.relu(frames), 2)`.
 """
 
+import math
+
 import torch
 from torch.nn import functional as F
-
-import blocks
 
 BLOCK = 2**16  # cells that are pooled at a time: they stay in cache
 LEAST_CHANNELS = 8  # shorter vectors do not pay
@@ -54,13 +54,11 @@ class _AveragePool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, frames, rectify, mean):
-        n, H, W, C = frames.shape
+        n, H, W, C = ctx.shape = frames.shape
         h, w = H // 2, W // 2
         out = frames.new_empty(n, h, w, C)
         means = frames.new_empty(n) if mean else None
-        chunk = max(1, BLOCK // (H * W * C))
-
-        def pool(part):
+        for part in _chunks(ctx.shape):
             x = frames[part, : 2 * h, : 2 * w]
             x = x.clamp_min(0) if rectify else x
             rows = x[:, 0::2] + x[:, 1::2]
@@ -68,9 +66,7 @@ class _AveragePool(torch.autograd.Function):
             if mean:
                 torch.mean(frames[part].flatten(1), 1, out=means[part])
 
-        blocks.each(pool, [(slice(k, k + chunk),) for k in range(0, n, chunk)])
         ctx.save_for_backward(frames if rectify else None)
-        ctx.shape = frames.shape
         ctx.set_materialize_grads(False)
         return out, means
 
@@ -78,13 +74,11 @@ class _AveragePool(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, grad_means):
         (frames,) = ctx.saved_tensors
-        n, H, W, C = ctx.shape
+        _, H, W, C = ctx.shape
         h, w = H // 2, W // 2
         some = grad if grad is not None else grad_means
         out = some.new_empty(ctx.shape)
-        chunk = max(1, BLOCK // (H * W * C))
-
-        def spread(part):
+        for part in _chunks(ctx.shape):
             each = some.new_zeros(len(out[part]), 1, 1, 1)
             if grad_means is not None:
                 each += grad_means[part].view(-1, 1, 1, 1) / (H * W * C)
@@ -96,12 +90,17 @@ class _AveragePool(torch.autograd.Function):
                 rows.copy_(twice)
             else:
                 threshold_backward(twice, _rows(frames[part], h, w), 0, grad_input=rows)
-
-        blocks.each(spread, [(slice(k, k + chunk),) for k in range(0, n, chunk)])
         return out, None, None
 
 
 threshold_backward = torch.ops.aten.threshold_backward.grad_input  # the rectifier's gradient, into place
+
+
+def _chunks(shape):
+    """Slices of frames (F, H, W, C), so few at a time that they stay in cache."""
+    n, *cells = shape
+    chunk = max(1, BLOCK // math.prod(cells))
+    return (slice(k, k + chunk) for k in range(0, n, chunk))
 
 
 def _rows(frames, h, w):

@@ -10,7 +10,7 @@ the loops in `temporal.py`.
 
 import torch
 
-import blocks
+BLOCK = 2**15  # cells of a step that are scanned at a time: at most what torch leaves to one thread
 
 
 def integrate(current, decay, v0):
@@ -102,13 +102,14 @@ def _gradients(steps, v0, groups):
 
 
 def _each_block(walk, *tensors):
-    """`walk` on tensors (T, K, n), (T, 1, n), (K, n) and (K, 1) of the same K and n, by blocks of n."""
+    """`walk` on tensors (T, K, n), (T, 1, n), (K, n) and (K, 1) of the same K and n, by blocks of n and by k.
+
+    Blocks are so small that torch leaves an operation to one thread.  Shared between two threads, which then
+    wait for each other thousands of times, the scans were slower, and many times so beside other programs.
+    """
     first = next(tensor for tensor in tensors if tensor.dim() == 3)
     K, n = max(tensor.shape[-2] for tensor in tensors), first.shape[-1]
-
-    def walk_block(start, end):
+    for start in range(0, n, BLOCK):
         for k in range(K):
             rows = (t.select(-2, k if t.shape[-2] > 1 else 0) for t in tensors)
-            walk(*(row if row.shape[-1] == 1 else row[..., start:end] for row in rows))
-
-    blocks.each(walk_block, blocks.spans(n))
+            walk(*(row if row.shape[-1] == 1 else row[..., start : start + BLOCK] for row in rows))

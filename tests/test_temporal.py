@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import SuperSpike, lif_step, norse_li, norse_lif
 
-import blocks
+import temporal_scan
 from temporal import (
     DT_S,
     LIBoxParameters,
@@ -150,7 +150,7 @@ def test_channels_last_and_blocks_change_nothing(monkeypatch, neuron, shapes):
     current, rate_hz, v0 = (value.requires_grad_() for value in inputs(*SHAPES[shapes]))
     wanted, state = neuron(current, rate_hz, v0, "auto")
     wanted_gradients = probed_gradients(wanted, state, (current, rate_hz, v0))
-    monkeypatch.setattr(blocks, "SIZE", 7)
+    monkeypatch.setattr(temporal_scan, "BLOCK", 7)
     turned = current.movedim(-3, -1).contiguous().movedim(-1, -3)
     out, state = neuron(turned, rate_hz, v0, "auto")
     assert out.movedim(-3, -1).is_contiguous() and not out.is_contiguous()
