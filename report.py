@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import statistics
+import struct
 import sys
 import time
 from collections import defaultdict
@@ -25,8 +26,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from google.protobuf.message import DecodeError
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.util.tensor_util import make_ndarray
 from tqdm import tqdm
 
 from board import RECORD
@@ -84,14 +86,8 @@ def find_runs(logs):
 
 def read_run(folder, logs, now=None):
     """The Run in a folder of TensorBoard files. Where a part was logged twice, the later one counts."""
-    events = EventAccumulator(
-        str(folder), {"scalars": 0, "images": 1, "histograms": 1, "compressedHistograms": 1, "tensors": 1}
-    ).Reload()
-    tags = events.Tags()["scalars"]
-    epochs, errors = (
-        {event.step: event.value for event in events.Scalars(tag)} if tag in tags else {}
-        for tag in ("epoch", ERROR)
-    )
+    scalars, seconds = read_scalars(folder, ("epoch", ERROR))
+    epochs, errors = scalars.values()
     steps = sorted(errors)
     settings, record = _settings(folder), _record(folder)
     data = Path(record["data"]).name if record else _data_of(folder)
@@ -102,8 +98,47 @@ def read_run(folder, logs, now=None):
         state_of(folder, record, now),
         [int(epochs[step]) + 1 if step in epochs else i for i, step in enumerate(steps, start=1)],
         [errors[step] for step in steps],
-        seconds_of(folder),
+        seconds,
     )
+
+
+def read_scalars(folder, tags):
+    """{tag: {step: value}} of TensorBoard's files in a folder, and the seconds between the first and the last
+    entry of each, summed: pauses do not count."""
+    scalars, seconds = {tag: {} for tag in tags}, 0.0
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        times = []
+        for entry in entries(path):
+            if entry.session_log.status == SessionLog.START:  # goes on from here: what follows is forgotten
+                scalars = {
+                    tag: {step: value for step, value in values.items() if step < entry.step}
+                    for tag, values in scalars.items()
+                }
+            for value in entry.summary.value:
+                if value.tag in scalars:
+                    plain = value.HasField("simple_value")
+                    scalar = value.simple_value if plain else make_ndarray(value.tensor).item()
+                    scalars[value.tag][entry.step] = scalar
+            if entry.HasField("summary"):
+                times.append(entry.wall_time)
+        seconds += max(times) - min(times) if times else 0.0
+    return scalars, seconds
+
+
+def entries(path):
+    """The entries of a TensorBoard file, up to where it is damaged or still written.  TensorBoard's own
+    reader takes a second for every 3 MB of pictures, whose check sums it takes in Python."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while len(head := file.read(12)) == 12:
+            (length,) = struct.unpack("<Q", head[:8])
+            if file.tell() + length + 4 > size:
+                return
+            try:
+                yield Event.FromString(file.read(length))
+            except DecodeError:
+                return
+            file.seek(4, os.SEEK_CUR)
 
 
 def _settings(folder):
@@ -158,15 +193,6 @@ def process_lives(pid):
     except PermissionError:
         return True
     return True
-
-
-def seconds_of(folder):
-    """Seconds between the first and the last entry of each file, summed: pauses do not count."""
-    seconds = 0.0
-    for path in folder.glob("events.out.tfevents.*"):
-        times = [e.wall_time for e in EventFileLoader(str(path)).Load() if e.HasField("summary")]
-        seconds += max(times) - min(times) if times else 0.0
-    return seconds
 
 
 def differing(runs):

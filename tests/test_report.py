@@ -11,12 +11,25 @@ import time
 
 import chromium
 import pytest
+import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch.utils.tensorboard import SummaryWriter
 
 import report
 from config import Config
-from report import SILENT_S, differing, find_runs, group_table, groups_of, process_lives, read_run, table
+from report import (
+    SILENT_S,
+    differing,
+    find_runs,
+    group_table,
+    groups_of,
+    process_lives,
+    read_run,
+    read_scalars,
+    table,
+)
 
 
 def log(folder, errors_px, data="spatial", state="finished", host=None, pid=None, times=None, **settings):
@@ -60,10 +73,34 @@ def test_seconds_leave_pauses_out_and_what_was_logged_anew_counts(tmp_path):
         writer.add_scalar("val/error_px", error_px, step, wall)
     writer.close()
     for path in folder.glob("events*"):  # the writer's own first entry has the time of now
-        raw = [e for e in report.EventFileLoader(str(path)).Load() if e.HasField("summary")]
+        raw = [e for e in EventFileLoader(str(path)).Load() if e.HasField("summary")]
         assert len(raw) in (2, 4)
     run = read_run(folder, tmp_path)
     assert run.errors_px == [9.0, 7.0, 6.0] and run.seconds == pytest.approx(42)
+
+
+def test_scalars_are_those_that_tensorboard_reads(tmp_path):
+    """Also behind pictures, of a run that went on from an earlier step, and without the end of the file."""
+    for first, suffix in ((1, ".first"), (3, ".second")):
+        writer = SummaryWriter(tmp_path, purge_step=first, filename_suffix=suffix)
+        for step in range(first, first + 4):
+            writer.add_image("kernels", torch.rand(3, 8, 8), step)
+            writer.add_scalar("a", 10.0 * first + step, step)
+            writer.add_scalar("b", -step, step, new_style=True)
+        writer.close()
+        (path,) = tmp_path.glob(f"*{suffix}")
+        path.rename(path.with_name(f"events.out.tfevents.{first}"))
+    expected = EventAccumulator(str(tmp_path)).Reload()
+    scalars, _ = read_scalars(tmp_path, ("a", "b", "missing"))
+    assert list(scalars["a"].items()) == [(e.step, e.value) for e in expected.Scalars("a")]
+    assert scalars["a"] == {1: 11.0, 2: 12.0, 3: 33.0, 4: 34.0, 5: 35.0, 6: 36.0} and not scalars["missing"]
+    assert scalars["b"] == {step: -step for step in range(1, 7)}
+    path = tmp_path / "events.out.tfevents.3"
+    for damaged in (path.read_bytes()[:-10], path.read_bytes() + bytes(range(40, 80))):
+        path.write_bytes(damaged)
+        assert read_scalars(tmp_path, ("a",))[0]["a"] == scalars["a"]
+    path.write_bytes(damaged[: len(damaged) // 2])
+    assert 3 <= len(read_scalars(tmp_path, ("a",))[0]["a"]) < 6
 
 
 @pytest.mark.parametrize(
