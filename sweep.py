@@ -7,7 +7,8 @@ One line = one run = one folder LOGS/CONFIG-LINE-seedSEED: what learn_shapes.py 
 run.log, and finished.json once it has ended well.  A finished line is passed over, an interrupted one
 continues.  Further flags go to learn_shapes.py, behind the line's own.  Lines are counted without blank
 ones and comments; array task i takes the i-th run, all lines of the first seed first.  SIGUSR1, SIGTERM and
-Ctrl-C let each running batch end and save; within SLURM the job is then requeued, unless it was cancelled.
+Ctrl-C let each running batch end and save; within SLURM the job is then requeued, unless it was cancelled
+or the signal was Ctrl-C.
 Exit code: 0 every run finished, 1 not every one, 2 wrong usage, 128 + n stopped by signal n.
 """
 
@@ -314,7 +315,7 @@ def main(argv=None):
     sweep = Sweep(runs, args.data, args.jobs, ask if in_slurm else lambda: None)
     sweep.go()
     if sweep.received and (sweep.stopped or sweep.waiting):
-        if in_slurm:
+        if in_slurm and sweep.received != signal.SIGINT:  # Ctrl-C in an interactive job is for good
             ask(saved=True)
         else:
             print("stopped; the same command goes on", flush=True)

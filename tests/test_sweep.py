@@ -184,6 +184,16 @@ def test_a_signal_reaches_the_run_and_the_next_call_goes_on(house, number):
     assert f"stopped by {number.name}" in (house / "logs/runs-01-seed0/run.log").read_text()
 
 
+def test_ctrl_c_within_slurm_is_for_good(house):
+    path = program(house, "scontrol", f"[ $1 = requeue ] && touch {house}/requeued; echo '{RUNNING}'")
+    process = start(house, "--sleep=30", PATH=path, SLURM_JOB_ID="9", SLURM_RESTART_COUNT="1")
+    wait_for(house / "logs/runs-01-seed0/ready")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 130 and "the same command goes on" in output
+    assert not (house / "requeued").exists()
+
+
 def test_two_sweeps_at_once_run_each_line_once(house):
     processes = [start(house, "--sleep=1\n" * 3) for _ in range(2)]
     outputs = [process.communicate(timeout=30)[0] for process in processes]
