@@ -65,7 +65,6 @@ class _AveragePool(torch.autograd.Function):
             torch.add(rows[:, :, 0::2], rows[:, :, 1::2], out=out[part]).mul_(0.25)
             if mean:
                 torch.mean(frames[part].flatten(1), 1, out=means[part])
-
         ctx.save_for_backward(frames if rectify else None)
         ctx.set_materialize_grads(False)
         return out, means

@@ -165,18 +165,18 @@ def neurons_response(fields, current, state=None, pool=None):
         skips = torch.stack([field.skip_weight for field in fields]).view(-1, 1, 1, 1, 1)
     out, state = respond(temporal.net, current, rates, state, temporal.backend)  # T K B N H W
     rectify = temporal.net != "lif"
-    if pool is average_pool:
-        if rectify:
-            out, activity = average_pool(out, rectify), out.new_zeros(len(fields))
-        else:
-            out, means = average_pool_and_mean(out)
-            activity = means.mean((0, 2))
-        if skips is not None:
-            skipped, means = average_pool_and_mean(current)
-            out = torch.addcmul(out, skips, skipped)
-            activity = activity if rectify else activity + skips.flatten() * means.mean((0, 2))
-        return out, state, activity
-    out = F.relu(out) if rectify else out
-    out = out if skips is None else torch.addcmul(out, skips, current)
-    activity = out.new_zeros(len(fields)) if rectify else out.mean((0, 2, 3, 4, 5))
-    return pool(out) if pool else out, state, activity
+    activity = out.new_zeros(len(fields))
+    if pool is not average_pool:
+        out = F.relu(out) if rectify else out
+        out = out if skips is None else torch.addcmul(out, skips, current)
+        activity = activity if rectify else out.mean((0, 2, 3, 4, 5))
+        return pool(out) if pool else out, state, activity
+    if rectify:
+        out = average_pool(out, rectify)
+        return out if skips is None else torch.addcmul(out, skips, average_pool(current)), state, activity
+    out, means = average_pool_and_mean(out)
+    activity = means.mean((0, 2))
+    if skips is not None:
+        skipped, means = average_pool_and_mean(current)
+        out, activity = torch.addcmul(out, skips, skipped), activity + skips.flatten() * means.mean((0, 2))
+    return out, state, activity
