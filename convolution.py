@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 METHODS = ("auto", "direct", "spectral")
 TILE = 25  # pixels: smaller tiles overlap more, larger ones have dearer transforms
-CHUNK = 40  # frames transformed at a time: bounds the memory, and is enough for the kernels' own transform
+CHUNK = 180  # tiles transformed at a time: few fit a cache, many share the transforms of the kernels
 ADVANTAGE, LEAST = 2.0, 5e7  # how many times fewer multiplications pay, and of how many
 LEAST_CHANNELS = 16  # products of fewer are too small to run fast
 
@@ -57,12 +57,19 @@ def multiplications(frames_shape, weight_shape):
     N, _, k, _ = weight_shape
     rows, columns = layout(H, k), layout(W, k)
     half = rows.circle // 2 + 1
+    tiles = rows.count * columns.count
+    chunks = -(-n // frames_at_a_time(tiles))
     direct = n * H * W * k * k * C * N
     to = 2 * half * rows.inside * columns.inside + 4 * half * columns.circle * columns.inside
     back = 4 * half * columns.circle * columns.size + 2 * half * rows.size * columns.size
     products = half * columns.circle * 3 * C * N
-    kernels = half * columns.circle * 6 * k * C * N * -(-n // CHUNK)
-    return direct, n * rows.count * columns.count * (to * C + back * N + products) + kernels
+    kernels = half * columns.circle * 6 * k * C * N * chunks
+    return direct, n * tiles * (to * C + back * N + products) + kernels
+
+
+def frames_at_a_time(tiles):
+    """How many frames of so many tiles are transformed at a time."""
+    return max(1, CHUNK // tiles)
 
 
 class _SpectralConvolution(torch.autograd.Function):
@@ -97,7 +104,8 @@ def correlate(frames, weight):
     frames = frames.permute(0, 2, 3, 1).contiguous()
     out = frames.new_empty(len(frames), H, W, n_out)
     room = Room(frames)
-    for x, y in zip(frames.split(CHUNK), out.split(CHUNK), strict=True):
+    chunk = frames_at_a_time(rows.count * columns.count)
+    for x, y in zip(frames.split(chunk), out.split(chunk), strict=True):
         tiles = columns.count * rows.count * len(x)  # columns first, then rows, then frames
         spectra = room("spectra", 2, rows.half, tiles, columns.size, n_out)
         product = room("product", 2, columns.circle, tiles, n_out)
@@ -126,7 +134,8 @@ def correlate_frames(frames, grad, k):
     taps = frames.new_zeros(rows.half, 2 * k, n_in * n_out)
     frames, grad = (a.permute(0, 2, 3, 1).contiguous() for a in (frames, grad))
     room = Room(frames)
-    for x, y in zip(frames.split(CHUNK), grad.split(CHUNK), strict=True):
+    chunk = frames_at_a_time(rows.count * columns.count)
+    for x, y in zip(frames.split(chunk), grad.split(chunk), strict=True):
         tiles = columns.count * rows.count * len(x)
         bands = (
             over_rows(x, rows, rows.inputs, room, "rows"),

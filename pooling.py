@@ -1,107 +1,77 @@
-"""Pooling by 2 along height and width.
-
-torch's pooling walks over pixels.  With channels last in memory, two rows of pixels are two long vectors, and
-so are two columns of channels: pooling is a few vector additions, and the rectifier in front needs no map of
-its own.  The plain twin is `F.avg_pool2d(F.relu(frames), 2)`.
-"""
-
-import math
+"""Pooling by 2 along height and width, alone and in one pass with the neurons in front of it."""
 
 import torch
 from torch.nn import functional as F
 
-BLOCK = 2**16  # cells that are pooled at a time: they stay in cache
-LEAST_CHANNELS = 8  # shorter vectors do not pay
+import native
+
+NETS = {"ann": 0, "li": 1, "lif": 2}  # as in native.cpp
 
 
-def average_pool(frames, rectify=False):
-    """Means over 2 x 2 pixels of frames (..., C, H, W), of their positive parts if `rectify`: (..., C, H //
-    2, W // 2), the last row and column of odd sizes left out."""
-    if _is_fast(frames):
-        return _pool(frames, rectify, False)[0]
-    frames = F.relu(frames) if rectify else frames
+def average_pool(frames):
+    """Means over 2 x 2 pixels of frames (..., C, H, W): (..., C, H // 2, W // 2), the last row and column of
+    odd sizes left out."""
     return F.avg_pool2d(frames.flatten(0, -4), 2).unflatten(0, frames.shape[:-3])
 
 
-def average_pool_and_mean(frames):
-    """`average_pool`, and in the same pass the mean (...) of each whole frame."""
-    if _is_fast(frames):
-        return _pool(frames, False, True)
-    return average_pool(frames), frames.mean((-3, -2, -1))
-
-
-def _is_fast(frames):
-    last = frames.movedim(-3, -1)
-    fast = frames.device.type == "cpu" and last.shape[-1] >= LEAST_CHANNELS and last.is_contiguous()
-    return fast and min(last.shape[-3:-1]) > 1
-
-
-def _pool(frames, rectify, mean):
-    last, leading = frames.movedim(-3, -1), frames.shape[:-3]
-    pooled, means = _AveragePool.apply(last.flatten(0, -4), rectify, mean)
-    return pooled.unflatten(0, leading).movedim(-1, -3), means.unflatten(0, leading) if mean else None
-
-
-def max_pool(frames, rectify=False):
+def max_pool(frames):
     """Maxima over 2 x 2 pixels, as `average_pool`."""
-    pooled = F.max_pool2d(frames.flatten(0, -4), 2).unflatten(0, frames.shape[:-3])
-    return F.relu(pooled) if rectify else pooled
+    return F.max_pool2d(frames.flatten(0, -4), 2).unflatten(0, frames.shape[:-3])
 
 
-class _AveragePool(torch.autograd.Function):
-    """Frames (F, H, W, C), pooled, and the mean (F,) of each.  The rectifier's mask is the sign of what was
-    pooled.  Gradients of two columns are one vector, so that rows are written at their full length."""
+def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
+    """Average-pooled responses (T, K, B, C, H // 2, W // 2) of K neurons, their last voltages (K, B, C, H, W)
+    and, for "lif", the means (K,) of the responses in front of the pooling, else 0.
+
+    net: "li" rectified voltages, "lif" spikes, "ann" the rectified current, without a voltage.  current:
+    (T, 1 or K, B, C, H, W).  decay: (K,), None for "ann".  v0: as the last voltages, rest if None.  skips:
+    (K,), weights of the current, added to the responses; or None.  All of one dtype, `native.is_available`.
+
+    Neurons' responses are the largest tensors there are, and pooling leaves a quarter of them.  Here they go
+    through pooling as they come, in cache: only the current is kept, and the backward pass computes the
+    voltages again.  The plain twin is the rest of `response.neurons_response`.
+    """
+    return _PooledNeurons.apply(current, decay, v0, skips, net, K, float(v_th), float(alpha))
+
+
+class _PooledNeurons(torch.autograd.Function):
+    """Through native.cpp; there, channels are last."""
 
     @staticmethod
-    def forward(ctx, frames, rectify, mean):
-        n, H, W, C = ctx.shape = frames.shape
-        h, w = H // 2, W // 2
-        out = frames.new_empty(n, h, w, C)
-        means = frames.new_empty(n) if mean else None
-        for part in _chunks(ctx.shape):
-            x = frames[part, : 2 * h, : 2 * w]
-            x = x.clamp_min(0) if rectify else x
-            rows = x[:, 0::2] + x[:, 1::2]
-            torch.add(rows[:, :, 0::2], rows[:, :, 1::2], out=out[part]).mul_(0.25)
-            if mean:
-                torch.mean(frames[part].flatten(1), 1, out=means[part])
-        ctx.save_for_backward(frames if rectify else None)
+    def forward(ctx, current, decay, v0, skips, net, K, v_th, alpha):
+        x, v0 = _channels_last(current), _channels_last(v0)
+        T, groups, B, H, W, C = x.shape
+        ctx.sizes = NETS[net], T, K, groups, B, H, W, C, torch.get_num_threads()
+        ctx.save_for_backward(x, decay, v0, skips)
+        ctx.constants, ctx.means = (v_th, alpha), net == "lif"
         ctx.set_materialize_grads(False)
-        return out, means
+        pooled = x.new_empty(T, K, B, H // 2, W // 2, C)
+        last = None if net == "ann" else x.new_empty(K, B, H, W, C)
+        sums = torch.zeros(B, -(-H // 2), K, dtype=torch.float64)
+        native.call("pool", x.dtype, *ctx.sizes, x, decay, v0, v_th, skips, pooled, last, sums)
+        means = sums.sum((0, 1)).to(x.dtype) / (x.numel() / groups)
+        return _channels_first(pooled), _channels_first(last), means
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, grad_means):
-        (frames,) = ctx.saved_tensors
-        _, H, W, C = ctx.shape
-        h, w = H // 2, W // 2
-        some = grad if grad is not None else grad_means
-        out = some.new_empty(ctx.shape)
-        for part in _chunks(ctx.shape):
-            each = some.new_zeros(len(out[part]), 1, 1, 1)
-            if grad_means is not None:
-                each += grad_means[part].view(-1, 1, 1, 1) / (H * W * C)
-            out[part, 2 * h :], out[part, :, 2 * w :] = each, each
-            quarter = each.expand(-1, h, w, C) if grad is None else torch.add(each, grad[part], alpha=0.25)
-            twice = quarter[:, :, :, None].expand(-1, -1, -1, 2, -1).reshape(-1, h, 1, 2 * w * C)
-            rows = _rows(out[part], h, w)
-            if frames is None:
-                rows.copy_(twice)
-            else:
-                threshold_backward(twice, _rows(frames[part], h, w), 0, grad_input=rows)
-        return out, None, None
+    def backward(ctx, grad_pooled, grad_last, grad_means):
+        x, decay, v0, skips = ctx.saved_tensors
+        _, T, K, groups, B, H, *_ = ctx.sizes
+        each = grad_means / (x.numel() / groups) if ctx.means and grad_means is not None else None
+        grads = _channels_last(grad_pooled), _channels_last(grad_last), each
+        grad_current = torch.empty_like(x)
+        grad_v0 = torch.empty_like(v0) if ctx.needs_input_grad[2] else None
+        sums = torch.zeros(B, -(-H // 2), K, 2, dtype=torch.float64)
+        arguments = *grads, x, decay, v0, *ctx.constants, skips, grad_current, grad_v0, sums
+        native.call("pool_backward", x.dtype, *ctx.sizes, *arguments)
+        grad_decay, grad_skips = sums.sum((0, 1)).to(x.dtype).unbind(-1)
+        grads = _channels_first(grad_current), grad_decay, _channels_first(grad_v0), grad_skips
+        return *(grad if ctx.needs_input_grad[i] else None for i, grad in enumerate(grads)), *(None,) * 4
 
 
-threshold_backward = torch.ops.aten.threshold_backward.grad_input  # the rectifier's gradient, into place
+def _channels_last(tensor):
+    return None if tensor is None else tensor.movedim(-3, -1).contiguous()
 
 
-def _chunks(shape):
-    """Slices of frames (F, H, W, C), so few at a time that they stay in cache."""
-    n, *cells = shape
-    chunk = max(1, BLOCK // math.prod(cells))
-    return (slice(k, k + chunk) for k in range(0, n, chunk))
-
-
-def _rows(frames, h, w):
-    """(F, H, W, C) as (F, h, 2, 2 w C)."""
-    return frames[:, : 2 * h, : 2 * w].flatten(2).unflatten(1, (h, 2))
+def _channels_first(tensor):
+    return None if tensor is None else tensor.movedim(-1, -3)

@@ -7,9 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from convolution import convolve, spectral_is_faster
-from pooling import average_pool, average_pool_and_mean
+from native import is_available
+from pooling import average_pool, pooled_neurons
 from temporal import (
     ALPHA,
+    DT_S,
     V_TH,
     LIBoxParameters,
     LIBoxState,
@@ -19,6 +21,7 @@ from temporal import (
     leaky_integrate_and_fire,
 )
 
+CONSTANTS = torch.tensor(V_TH).item(), ALPHA  # of LIF neurons; the threshold in float32, as published
 BAND = 2**23  # cells of a band's responses, over all steps: they stay in cache, and bound the memory
 
 
@@ -30,7 +33,8 @@ def respond(net, current, rate_hz, state=None, backend="auto"):
         return current, None
     if net == "li":
         return leaky_integrate(current, LIBoxParameters(tau_mem_inv=rate_hz), state, backend=backend)
-    p = LIFBoxParameters(tau_mem_inv=rate_hz, v_th=torch.as_tensor(V_TH), alpha=torch.as_tensor(ALPHA))
+    v_th, alpha = map(torch.tensor, CONSTANTS)
+    p = LIFBoxParameters(tau_mem_inv=rate_hz, v_th=v_th, alpha=alpha)
     return leaky_integrate_and_fire(current, p, state, backend=backend)
 
 
@@ -154,29 +158,23 @@ def _state(fields):
 def neurons_response(fields, current, state=None, pool=None):
     """`layer_response` to the convolved frames.
 
-    A skip connection adds to the neurons' output their current, times a weight.  Average pooling is linear,
-    so the current is pooled by itself, once for all K, and joins a quarter of the cells.
+    A skip connection adds to the neurons' output their current, times a weight.
     """
-    temporal = fields[0].temporal
+    net, backend = fields[0].temporal.net, fields[0].temporal.backend
     rates = skips = None
-    if temporal.net != "ann":
+    if net != "ann":
         rates = torch.stack([field.temporal.tau_mem_inv for field in fields]).view(-1, 1, 1, 1, 1)
     if fields[0].skip_connection:
         skips = torch.stack([field.skip_weight for field in fields]).view(-1, 1, 1, 1, 1)
-    out, state = respond(temporal.net, current, rates, state, temporal.backend)  # T K B N H W
-    rectify = temporal.net != "lif"
-    activity = out.new_zeros(len(fields))
-    if pool is not average_pool:
-        out = F.relu(out) if rectify else out
-        out = out if skips is None else torch.addcmul(out, skips, current)
-        activity = activity if rectify else out.mean((0, 2, 3, 4, 5))
-        return pool(out) if pool else out, state, activity
-    if rectify:
-        out = average_pool(out, rectify)
-        return out if skips is None else torch.addcmul(out, skips, average_pool(current)), state, activity
-    out, means = average_pool_and_mean(out)
-    activity = means.mean((0, 2))
-    if skips is not None:
-        skipped, means = average_pool_and_mean(current)
-        out, activity = torch.addcmul(out, skips, skipped), activity + skips.flatten() * means.mean((0, 2))
-    return out, state, activity
+    dtype = current.dtype if net == "ann" else torch.promote_types(current.dtype, rates.dtype)
+    if pool is average_pool and backend in ("auto", "fused") and is_available(current.device, dtype):
+        rates, skips = (None if values is None else values.flatten() for values in (rates, skips))
+        decay, v0 = None if rates is None else DT_S * rates, None if state is None else state.v
+        tensors = (None if x is None else x.to(dtype) for x in (current, decay, v0, skips))
+        out, v, activity = pooled_neurons(net, len(fields), *tensors, *CONSTANTS)
+        return out, None if v is None else _state(fields)(v), activity
+    out, state = respond(net, current, rates, state, backend)  # T K B N H W
+    out = out if net == "lif" else F.relu(out)
+    out = out if skips is None else torch.addcmul(out, skips, current)
+    activity = out.mean((0, 2, 3, 4, 5)) if net == "lif" else out.new_zeros(len(fields))
+    return pool(out) if pool else out, state, activity

@@ -6,9 +6,9 @@
                                   v[t] = (1 - z[t]) * u[t]
 
 Each equation stands here three times under one signature: walking Norse's cell ("norse", the judge), the
-readable loop ("loop") and the scan that keeps only the membrane voltages for its backward pass ("fused", what
-"auto" takes), by `temporal_scan.py` on a CPU and `temporal_triton.py` on a GPU.  Parameters and states are
-Norse's.
+readable loop ("loop") and the scan that keeps one tensor for its backward pass ("fused", what "auto" takes):
+on a CPU `temporal_native.py`, without a compiler `temporal_scan.py`, on a GPU `temporal_triton.py`.
+Parameters and states are Norse's.
 Source: paper, Methods; `norse.torch.functional` (LI box, LIF box feed-forward).
 """
 
@@ -16,6 +16,8 @@ import warnings
 
 import torch
 
+import native
+import temporal_native
 import temporal_scan
 
 with warnings.catch_warnings():  # Norse 1.1.0 still compiles with torch.jit, which torch 2.15 warns about
@@ -126,7 +128,7 @@ class _LeakyIntegrator(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, current, decay, v0):
-        voltages = _kernels(current).integrate(current, decay, v0)
+        voltages = _kernels(v0).integrate(current, decay, v0)
         ctx.save_for_backward(voltages, decay, v0)
         ctx.groups, ctx.dtype = current.shape[1], current.dtype
         return voltages
@@ -140,7 +142,8 @@ class _LeakyIntegrator(torch.autograd.Function):
 
 
 class _IntegrateAndFire(torch.autograd.Function):
-    """`_lif_loop` with its gradient written out: only u, the voltages before the reset, are kept.
+    """`_lif_loop` with its gradient written out: only u, the voltages before the reset, are kept, or
+    the current, from which the backward pass computes them again.
 
     With h[t] the gradient at v[t] and s(u) the surrogate's slope, z[t] = u[t] > v_th, v[t] = (1 - z[t]) u[t]:
     g[t] = dL/du[t] = (1 - z[t]) h[t] + (dL/dz[t] - u[t] h[t]) s(u[t]);  h[t-1] = (1 - decay) g[t];
@@ -149,26 +152,26 @@ class _IntegrateAndFire(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, current, decay, v0, v_th, alpha):
-        before_reset, spikes, last = _kernels(current).fire(current, decay, v0, v_th)
-        ctx.save_for_backward(before_reset, decay, v0, v_th, alpha)
+        kept, spikes, last = _kernels(v0).fire(current, decay, v0, v_th)
+        ctx.save_for_backward(kept, decay, v0, v_th, alpha)
         ctx.groups, ctx.dtype = current.shape[1], current.dtype
         return spikes, last
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_spikes, grad_last):
-        before_reset, decay, v0, *constants = ctx.saved_tensors
-        arguments = grad_spikes, grad_last, before_reset, decay, v0, *constants, ctx.groups
+        kept, decay, v0, *constants = ctx.saved_tensors
+        arguments = grad_spikes, grad_last, kept, decay, v0, *constants, ctx.groups
         return *_wanted(ctx, decay, *_kernels(v0).fire_backward(*arguments)), None, None
 
 
 def _kernels(tensor):
-    """The scans for this tensor's device."""
-    if tensor.device.type != "cuda":
-        return temporal_scan
-    import temporal_triton  # needs Triton, which comes with torch where there is a GPU
+    """The scans for the device and dtype of these voltages."""
+    if tensor.device.type == "cuda":
+        import temporal_triton  # needs Triton, which comes with torch where there is a GPU
 
-    return temporal_triton
+        return temporal_triton
+    return temporal_native if native.is_available(tensor.device, tensor.dtype) else temporal_scan
 
 
 def _wanted(ctx, decay, current, changes, v0):

@@ -9,6 +9,7 @@ from oracles import RECTIFY
 from tensorboard.summary.writer import event_file_writer
 from torch import nn
 
+import native
 from coordinates import COORDINATES, pixel_to_unit
 from losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
 from model import SpatioTemporalModel
@@ -68,3 +69,13 @@ def relative_error(actual, wanted):
 def project():
     """`build(config, seed)`, `run(system, warmup, x, labels_px)` and `error(actual, wanted)`."""
     return SimpleNamespace(build=build_system, run=run_system, error=relative_error)
+
+
+@pytest.fixture
+def kernels(request, monkeypatch):
+    """Scans for a CPU: "compiled" as they are, "torch" as where there is no compiler."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip("no C++ compiler")
+    return request.param

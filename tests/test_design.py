@@ -12,6 +12,7 @@ LEVELS = {
     0: {"config", "receptive_fields", "temporal", "coordinates", "losses", "visualization", "films"}
     | {"render", "motion", "outlines", "gerd_pictures", "gerd_masks", "affine_gaussian", "cascades"}
     | {"convolution", "pooling", "temporal_scan", "temporal_triton", "field_weights"}
+    | {"native", "temporal_native"}
     | {"results", "archive", "files", "processes", "ranks", "slurm", "sampling", "theory_figures"}
     | {"frame_memory"},
     1: {"model", "response", "dataset", "event_files", "persistence", "training", "callbacks", "board"},
@@ -25,6 +26,8 @@ LEVEL = {module: level for level, modules in LEVELS.items() for module in module
 RENDER = ("outlines", "gerd_masks", "gerd_pictures", "motion", "render")  # each may import those before it
 SAME_LEVEL = {(later, earlier) for i, later in enumerate(RENDER) for earlier in RENDER[:i]}
 SAME_LEVEL |= {("model", "response"), ("temporal", "temporal_scan"), ("temporal", "temporal_triton")}
+SAME_LEVEL |= {("temporal", "temporal_native"), ("temporal", "native")}
+SAME_LEVEL |= {("temporal_native", "native"), ("pooling", "native")}
 SAME_LEVEL |= {("films", "visualization"), ("theory_figures", "visualization")}  # so are pictures
 SPACE = ("affine_gaussian", "receptive_fields", "field_weights")  # so is the theory over space
 SAME_LEVEL |= {(later, earlier) for i, later in enumerate(SPACE) for earlier in SPACE[:i]}

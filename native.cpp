@@ -1,0 +1,376 @@
+// Neurons over time on a CPU: the scans of temporal.py, and layers' neurons with the pooling behind them.
+//
+// Compiled by native.py.  A block of cells walks through all of time before the next one does, so that states stay
+// in cache and every current, output and gradient passes through memory once.  Each cell takes the operations of
+// the readable loops in their order, without contraction to fused multiply-adds: forward passes equal the loops
+// bit by bit.  Sums over cells are made per block and added up in a fixed order, whatever the number of threads.
+//
+// R: float or double.  T: steps.  K: temporal channels, each of its decay.  groups: K, or 1 where all K see the
+// same current.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace {
+
+using index = std::int64_t;
+
+constexpr index BLOCK = 1024;     // cells that are scanned at a time
+constexpr index KEPT = 1 << 17;   // cells, times steps, that a pooled backward pass keeps in cache
+enum Net { RELU, LI, LIF };       // as in native.py
+
+// --- one step of one cell: v before it, x its current, u the voltage before the reset ---
+
+template <Net NET, typename R>
+inline R charge(R x, R v, R decay) {
+    return NET == RELU ? x : v + decay * (x - v);
+}
+
+template <typename R>
+inline R fires(R u, R v_th) {
+    return u > v_th ? R(1) : R(0);
+}
+
+template <Net NET, typename R>
+inline R reset(R u, R v_th) {
+    return NET == LIF ? (1 - fires(u, v_th)) * u : u;
+}
+
+template <Net NET, typename R>
+inline R output(R u, R v_th) {  // spikes, or the rectified voltage
+    return NET == LIF ? fires(u, v_th) : u < 0 ? R(0) : u;
+}
+
+// what voltages before step t are reset above: those before the first step are behind their reset
+template <typename R>
+inline R threshold_before(index t, R v_th) {
+    return t ? v_th : std::numeric_limits<R>::infinity();
+}
+
+// dL/du from dL/dv, h, and dL/doutput, dy
+template <Net NET, typename R>
+inline R gradient(R u, R h, R dy, R v_th, R alpha) {
+    if (NET != LIF) return (u <= 0 ? R(0) : dy) + h;
+    const R distance = u - v_th, steepness = alpha * std::abs(distance) + 1;
+    return (1 - fires(u, v_th)) * h + (dy - u * h) / (steepness * steepness);
+}
+
+// Working memory of this thread by number: fresh memory costs more than what is done in it.
+template <typename R>
+R *room(int number, index n) {
+    thread_local std::vector<R> rooms[8];
+    if (index(rooms[number].size()) < n) rooms[number].resize(n);
+    return rooms[number].data();
+}
+
+// What gradients are added to: those of a k before that had the same current, held in `copy`, or none.
+template <typename R>
+const R *base(const R *grads, bool some, index n, R *copy, const R *none) {
+    return some ? std::copy_n(grads, n, copy), copy : none;
+}
+
+template <typename R>
+double total(const R *values, index n) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (index i = 0; i < n; i++) sum += values[i];
+    return sum;
+}
+
+// --- scans of cells (T, K, n) under currents (T, groups, n); decay (K, 1), or (K, n) if per_cell ---
+
+struct Scan {
+    index T, K, groups, n, per_cell, threads;
+
+    // at(k, first, cells, decay) for blocks of cells; k of one group one after the other
+    template <typename R, typename F>
+    void each_block(const R *decay, F at) const {
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+        for (index group = 0; group < groups; group++)
+            for (index first = 0; first < n; first += BLOCK) {
+                const index cells = std::min(BLOCK, n - first);
+                R d[BLOCK];
+                for (index k = group; k < K; k += groups) {
+                    for (index i = 0; i < cells; i++) d[i] = per_cell ? decay[k * n + first + i] : decay[k];
+                    at(k, first, cells, d);
+                }
+            }
+    }
+};
+
+template <typename R>
+void integrate(Scan s, const R *current, const R *decay, const R *v0, R *voltages) {
+    s.each_block(decay, [=](index k, index first, index cells, const R *d) {
+        R v[BLOCK];
+        std::copy_n(v0 + k * s.n + first, cells, v);
+        for (index t = 0; t < s.T; t++) {
+            const R *x = current + (t * s.groups + k % s.groups) * s.n + first;
+            R *out = voltages + (t * s.K + k) * s.n + first;
+#pragma omp simd
+            for (index i = 0; i < cells; i++) out[i] = v[i] = charge<LI>(x[i], v[i], d[i]);
+        }
+    });
+}
+
+template <typename R>
+void integrate_backward(Scan s, const R *grad_voltages, const R *voltages, const R *decay, const R *v0, R *grad_current,
+                        R *changes, R *grad_v0) {
+    s.each_block(decay, [=](index k, index first, index cells, const R *d) {
+        R h[BLOCK] = {}, change[BLOCK] = {}, copy[BLOCK], none[BLOCK] = {};
+        for (index t = s.T - 1; t >= 0; t--) {
+            const R *dv = grad_voltages + (t * s.K + k) * s.n + first;
+            const R *v = voltages + (t * s.K + k) * s.n + first;
+            const R *before = t ? v - s.K * s.n : v0 + k * s.n + first;
+            R *dx = grad_current + (t * s.groups + k % s.groups) * s.n + first;
+            const R *others = base(dx, k >= s.groups, cells, copy, none);
+#pragma omp simd
+            for (index i = 0; i < cells; i++) {
+                const R g = dv[i] + h[i];
+                change[i] += g * (v[i] - before[i]);
+                h[i] = (1 - d[i]) * g;
+                dx[i] = others[i] + d[i] * g;
+            }
+        }
+        std::copy_n(h, cells, grad_v0 + k * s.n + first);
+        std::copy_n(change, cells, changes + k * s.n + first);
+    });
+}
+
+template <typename R>
+void fire(Scan s, const R *current, const R *decay, const R *v0, R threshold, R *spikes, R *last) {
+    s.each_block(decay, [=](index k, index first, index cells, const R *d) {
+        const R v_th = threshold;  // a copy here cannot be what a store writes to
+        R v[BLOCK];
+        std::copy_n(v0 + k * s.n + first, cells, v);
+        for (index t = 0; t < s.T; t++) {
+            const R *x = current + (t * s.groups + k % s.groups) * s.n + first;
+            R *z = spikes + (t * s.K + k) * s.n + first;
+#pragma omp simd
+            for (index i = 0; i < cells; i++) {
+                const R u = charge<LIF>(x[i], v[i], d[i]);
+                z[i] = output<LIF>(u, v_th);
+                v[i] = reset<LIF>(u, v_th);
+            }
+        }
+        std::copy_n(v, cells, last + k * s.n + first);
+    });
+}
+
+// The voltages are computed again: only the current is kept.
+template <typename R>
+void fire_backward(Scan s, const R *grad_spikes, const R *grad_last, const R *current, const R *decay, const R *v0,
+                   R threshold, R steepness, R *grad_current, R *changes, R *grad_v0) {
+    s.each_block(decay, [=](index k, index first, index cells, const R *d) {
+        const R v_th = threshold, alpha = steepness;
+        R h[BLOCK], change[BLOCK] = {}, copy[BLOCK], none[BLOCK] = {};
+        R *voltages = room<R>(0, (s.T + 1) * BLOCK);  // before the reset; the first are those at the start
+        std::copy_n(v0 + k * s.n + first, cells, voltages);
+        for (index t = 0; t < s.T; t++) {
+            const R *x = current + (t * s.groups + k % s.groups) * s.n + first;
+            const R *before = voltages + t * BLOCK;
+            const R v_th_before = threshold_before(t, v_th);
+            R *u = voltages + (t + 1) * BLOCK;
+#pragma omp simd
+            for (index i = 0; i < cells; i++)
+                u[i] = charge<LIF>(x[i], reset<LIF>(before[i], v_th_before), d[i]);
+        }
+        std::copy_n(grad_last + k * s.n + first, cells, h);
+        for (index t = s.T - 1; t >= 0; t--) {
+            const R *dz = grad_spikes + (t * s.K + k) * s.n + first;
+            const R *u = voltages + (t + 1) * BLOCK;
+            const R *before = voltages + t * BLOCK;
+            const R v_th_before = threshold_before(t, v_th);
+            R *dx = grad_current + (t * s.groups + k % s.groups) * s.n + first;
+            const R *others = base(dx, k >= s.groups, cells, copy, none);
+#pragma omp simd
+            for (index i = 0; i < cells; i++) {
+                const R g = gradient<LIF>(u[i], h[i], dz[i], v_th, alpha);
+                change[i] += g * (u[i] - reset<LIF>(before[i], v_th_before));
+                h[i] = (1 - d[i]) * g;
+                dx[i] = others[i] + d[i] * g;
+            }
+        }
+        std::copy_n(h, cells, grad_v0 + k * s.n + first);
+        std::copy_n(change, cells, changes + k * s.n + first);
+    });
+}
+
+// --- neurons, [skip connection] and 2 x 2 average pooling of currents (T, groups, B, H, W, C) ---
+//
+//     y = output(u) + skip x            pooled (T, K, B, H / 2, W / 2, C)
+//
+// decay, skip (K,), the latter or null; states (K, B, H, W, C), or null for rest; sums (B, strips, K, ...), a strip
+// being two rows.  The last row or column of an odd size is not pooled.
+
+struct Pooled {
+    index T, K, groups, B, H, W, C, threads;
+
+    index row() const { return W * C; }
+    index frame() const { return H * W * C; }
+    index pooled_row() const { return W / 2 * C; }
+    index strips() const { return (H + 1) / 2; }
+
+    struct Block {  // `rows` rows of `cells` cells, whose first `pairs` pairs of pixels are pooled
+        index b, strip, k, rows, cells, pairs, at, pooled_at;
+    };
+
+    index at(index t, index many, index k, index b) const { return (t * many + k % many) * B + b; }
+
+    template <typename F>
+    void each_block(F visit) const {
+        const index most = std::max<index>(2, KEPT / (T * 2 * C) / 2 * 2);  // pixels, an even number
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+        for (index b = 0; b < B; b++)
+            for (index strip = 0; strip < strips(); strip++)
+                for (index left = 0; left < W; left += most)
+                    for (index k = 0; k < K; k++) {
+                        const index rows = std::min<index>(2, H - 2 * strip), pixels = std::min(most, W - left);
+                        visit(Block{b, strip, k, rows, pixels * C, rows == 2 ? pixels / 2 : 0,
+                                    2 * strip * row() + left * C, strip * pooled_row() + left / 2 * C});
+                    }
+    }
+};
+
+template <Net NET, typename R>
+void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, const R *skip, R *pooled, R *last, double *sums) {
+    p.each_block([=](Pooled::Block block) {
+        const index n = block.cells, k = block.k, C = p.C;
+        const R d = NET == RELU ? R(1) : decay[k], weight = skip ? skip[k] : R(0), v_th = threshold;
+        R *v = room<R>(0, 2 * n), *y = room<R>(1, n), *spikes = room<R>(2, n);
+        std::fill_n(v, 2 * n, R(0));
+        std::fill_n(spikes, n, R(0));
+        for (index r = 0; NET != RELU && v0 && r < block.rows; r++)
+            std::copy_n(v0 + (k * p.B + block.b) * p.frame() + block.at + r * p.row(), n, v + r * n);
+        for (index t = 0; t < p.T; t++) {
+            for (index r = 0; r < block.rows; r++) {
+                const R *x = current + p.at(t, p.groups, k, block.b) * p.frame() + block.at + r * p.row();
+                R *v_r = v + r * n, *sum = y;
+#pragma omp simd
+                for (index i = 0; i < n; i++) {
+                    const R u = charge<NET>(x[i], v_r[i], d), out = output<NET>(u, v_th);
+                    v_r[i] = reset<NET>(u, v_th);
+                    sum[i] = (r ? sum[i] : R(0)) + (skip ? out + weight * x[i] : out);
+                }
+            }
+            if (NET == LIF)
+#pragma omp simd
+                for (index i = 0; i < n; i++) spikes[i] += y[i];
+            R *to = pooled + p.at(t, p.K, k, block.b) * (p.H / 2) * p.pooled_row() + block.pooled_at;
+            for (index j = 0; j < block.pairs; j++) {
+                const R *left = y + 2 * j * C, *right = left + C;
+                R *out = to + j * C;
+#pragma omp simd
+                for (index c = 0; c < C; c++) out[c] = (left[c] + right[c]) * R(0.25);
+            }
+        }
+        for (index r = 0; NET != RELU && r < block.rows; r++)
+            std::copy_n(v + r * n, n, last + (k * p.B + block.b) * p.frame() + block.at + r * p.row());
+        if (NET == LIF) sums[(block.b * p.strips() + block.strip) * p.K + k] += total(spikes, n);
+    });
+}
+
+// grad_pooled, grad_last and grad_each (K,), the gradient at the sum of all y of a k: each or null.  sums: of the
+// gradients at decay and skip.
+template <Net NET, typename R>
+void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *grad_each, const R *current, const R *decay,
+                   const R *v0, R threshold, R steepness, const R *skip, R *grad_current, R *grad_v0, double *sums) {
+    p.each_block([=](Pooled::Block block) {
+        const index n = block.cells, k = block.k, C = p.C, both = 2 * n;
+        const R d = NET == RELU ? R(1) : decay[k], weight = skip ? skip[k] : R(0);
+        const R v_th = threshold, alpha = steepness, each = grad_each ? grad_each[k] : R(0);
+        R *voltages = room<R>(0, (p.T + 1) * both);  // before the reset; the first are those at the start
+        R *h = room<R>(1, both), *dy = room<R>(2, n), *at_decay = room<R>(3, both), *at_skip = room<R>(4, both), *copy = room<R>(5, n), *none = room<R>(6, n);
+        std::fill_n(none, n, R(0));
+        const index whole = (k * p.B + block.b) * p.frame() + block.at;
+        for (R *zero : {voltages, h, at_decay, at_skip}) std::fill_n(zero, both, R(0));
+        for (index r = 0; NET != RELU && r < block.rows; r++) {
+            if (v0) std::copy_n(v0 + whole + r * p.row(), n, voltages + r * n);
+            if (grad_last) std::copy_n(grad_last + whole + r * p.row(), n, h + r * n);
+        }
+        for (index t = 0; NET != RELU && t < p.T; t++)
+            for (index r = 0; r < block.rows; r++) {
+                const R *x = current + p.at(t, p.groups, k, block.b) * p.frame() + block.at + r * p.row();
+                const R *before = voltages + t * both + r * n;
+                const R v_th_before = threshold_before(t, v_th);
+                R *u = voltages + (t + 1) * both + r * n;
+#pragma omp simd
+                for (index i = 0; i < n; i++)
+                    u[i] = charge<NET>(x[i], reset<NET>(before[i], v_th_before), d);
+            }
+        for (index t = p.T - 1; t >= 0; t--) {
+            std::fill_n(dy, n, each);
+            const R *from = grad_pooled + p.at(t, p.K, k, block.b) * (p.H / 2) * p.pooled_row() + block.pooled_at;
+            for (index j = 0; grad_pooled && j < block.pairs; j++) {
+                const R *grad = from + j * C;
+                R *left = dy + 2 * j * C, *right = left + C;
+#pragma omp simd
+                for (index c = 0; c < C; c++) left[c] = right[c] = each + R(0.25) * grad[c];
+            }
+            for (index r = 0; r < block.rows; r++) {
+                const index cell = p.at(t, p.groups, k, block.b) * p.frame() + block.at + r * p.row();
+                const R *x = current + cell;
+                const R *before = voltages + t * both + r * n;
+                const R v_th_before = threshold_before(t, v_th);
+                const R *u = NET == RELU ? x : voltages + (t + 1) * both + r * n;
+                R *dx = grad_current + cell, *h_r = h + r * n;
+                const R *others = base(dx, k >= p.groups, n, copy, none);
+                R *decays = at_decay + r * n, *skips = at_skip + r * n;
+#pragma omp simd
+                for (index i = 0; i < n; i++) {
+                    const R g = gradient<NET>(u[i], h_r[i], dy[i], v_th, alpha);
+                    if (NET != RELU) {
+                        decays[i] += g * (x[i] - reset<NET>(before[i], v_th_before));
+                        h_r[i] = (1 - d) * g;
+                    }
+                    skips[i] += dy[i] * x[i];
+                    dx[i] = others[i] + (d * g + weight * dy[i]);
+                }
+            }
+        }
+        for (index r = 0; grad_v0 && r < block.rows; r++) std::copy_n(h + r * n, n, grad_v0 + whole + r * p.row());
+        double *sum = sums + ((block.b * p.strips() + block.strip) * p.K + k) * 2;
+        sum[0] += total(at_decay, block.rows * n);
+        sum[1] += total(at_skip, block.rows * n);
+    });
+}
+
+}  // namespace
+
+#define SCAN index T, index K, index groups, index n, index per_cell, index threads
+#define POOLED index net, index T, index K, index groups, index B, index H, index W, index C, index threads
+#define EACH_NET(function, ...)                                                     \
+    const Pooled p{T, K, groups, B, H, W, C, threads};                              \
+    net == LIF  ? function<LIF>(p, __VA_ARGS__)                                     \
+    : net == LI ? function<LI>(p, __VA_ARGS__)                                      \
+                : function<RELU>(p, __VA_ARGS__)
+#define EXPORT(R, suffix)                                                                                               \
+    void integrate_##suffix(SCAN, const R *x, const R *decay, const R *v0, R *v) {                                      \
+        integrate<R>({T, K, groups, n, per_cell, threads}, x, decay, v0, v);                                            \
+    }                                                                                                                   \
+    void integrate_backward_##suffix(SCAN, const R *dv, const R *v, const R *decay, const R *v0, R *dx, R *changes,     \
+                                     R *dv0) {                                                                          \
+        integrate_backward<R>({T, K, groups, n, per_cell, threads}, dv, v, decay, v0, dx, changes, dv0);                \
+    }                                                                                                                   \
+    void fire_##suffix(SCAN, const R *x, const R *decay, const R *v0, double v_th, R *z, R *last) {                     \
+        fire<R>({T, K, groups, n, per_cell, threads}, x, decay, v0, v_th, z, last);                                     \
+    }                                                                                                                   \
+    void fire_backward_##suffix(SCAN, const R *dz, const R *dlast, const R *x, const R *decay, const R *v0,             \
+                                double v_th, double alpha, R *dx, R *changes, R *dv0) {                                 \
+        fire_backward<R>({T, K, groups, n, per_cell, threads}, dz, dlast, x, decay, v0, v_th, alpha, dx, changes, dv0); \
+    }                                                                                                                   \
+    void pool_##suffix(POOLED, const R *x, const R *decay, const R *v0, double v_th, const R *skip, R *out, R *last,    \
+                       double *sums) {                                                                                  \
+        EACH_NET(pool, x, decay, v0, R(v_th), skip, out, last, sums);                                                   \
+    }                                                                                                                   \
+    void pool_backward_##suffix(POOLED, const R *dout, const R *dlast, const R *deach, const R *x, const R *decay,      \
+                                const R *v0, double v_th, double alpha, const R *skip, R *dx, R *dv0, double *sums) {   \
+        EACH_NET(pool_backward, dout, dlast, deach, x, decay, v0, R(v_th), R(alpha), skip, dx, dv0, sums);              \
+    }
+
+extern "C" {
+EXPORT(float, float)
+EXPORT(double, double)
+}

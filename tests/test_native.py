@@ -1,0 +1,54 @@
+"""The compiled kernels are built once, and a machine that cannot build them trains without."""
+
+import functools
+
+import pytest
+import torch
+
+import native
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """`native.library` as in a new process, of a user whose cache is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return functools.cache(native.library.__wrapped__)
+
+
+def test_built_once_and_kept(fresh, tmp_path):
+    assert fresh() is not None
+    (built,) = (tmp_path / "cache/nrf").iterdir()
+    before = built.stat().st_mtime_ns
+    assert native.library.__wrapped__() is not None
+    assert [built] == list((tmp_path / "cache/nrf").iterdir()) and built.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "compiler, reason",
+    [
+        ("no-such-compiler", "No such file or directory"),
+        ("c++ -include no-such-header.h", "no-such-header.h: No such file"),
+    ],
+)
+def test_without_a_compiler_one_warning_says_why(fresh, tmp_path, monkeypatch, compiler, reason):
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.warns(UserWarning, match=f"training is slower.*{reason}"):
+        assert fresh() is None
+    assert not list((tmp_path / "cache/nrf").iterdir())  # nothing half-written
+    monkeypatch.setattr(native, "library", fresh)
+    assert not native.is_available(torch.device("cpu"), torch.float32)
+
+
+def test_a_cache_that_is_a_file_is_no_error(fresh, tmp_path):
+    (tmp_path / "cache").write_text("")
+    with pytest.warns(UserWarning, match="training is slower"):
+        assert fresh() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_left_to_torch(dtype):
+    assert native.is_available(torch.device("cpu"), torch.float64)
+    assert not native.is_available(torch.device("cpu"), dtype)
+    assert not native.is_available(torch.device("meta"), torch.float32)
