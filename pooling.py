@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 import native
+import temporal_native
 
 NETS = {"ann": 0, "li": 1, "lif": 2}  # as in native.cpp
 
@@ -25,7 +26,8 @@ def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
 
     net: "li" rectified voltages, "lif" spikes, "ann" the rectified current, without a voltage.  current:
     (T, 1 or K, B, C, H, W).  decay: (K,), None for "ann".  v0: as the last voltages, rest if None.  skips:
-    (K,), weights of the current, added to the responses; or None.  All of one dtype, `native.is_available`.
+    (K,), weights of the current, added to the responses; or None.  Of a device and dtype where `is_one_pass`;
+    on a GPU the current may be narrower.
 
     Neurons' responses are the largest tensors there are, and pooling leaves a quarter of them.  Here they go
     through pooling as they come, in cache: only the current is kept, and the backward pass computes the
@@ -34,39 +36,47 @@ def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
     return _PooledNeurons.apply(current, decay, v0, skips, net, K, float(v_th), float(alpha))
 
 
+def is_one_pass(device, dtype):
+    """Whether `pooled_neurons` takes voltages of this device and dtype."""
+    return device.type == "cuda" or native.is_available(device, dtype)
+
+
 class _PooledNeurons(torch.autograd.Function):
-    """Through native.cpp; there, channels are last."""
+    """By kernels that have channels last."""
 
     @staticmethod
     def forward(ctx, current, decay, v0, skips, net, K, v_th, alpha):
         x, v0 = _channels_last(current), _channels_last(v0)
-        T, groups, B, H, W, C = x.shape
-        ctx.sizes = NETS[net], T, K, groups, B, H, W, C, torch.get_num_threads()
         ctx.save_for_backward(x, decay, v0, skips)
-        ctx.constants, ctx.means = (v_th, alpha), net == "lif"
+        ctx.net, ctx.constants = (NETS[net], K), (v_th, alpha)
         ctx.set_materialize_grads(False)
-        pooled = x.new_empty(T, K, B, H // 2, W // 2, C)
-        last = None if net == "ann" else x.new_empty(K, B, H, W, C)
-        sums = torch.zeros(B, -(-H // 2), K, dtype=torch.float64)
-        native.call("pool", x.dtype, *ctx.sizes, x, decay, v0, v_th, skips, pooled, last, sums)
-        means = sums.sum((0, 1)).to(x.dtype) / (x.numel() / groups)
-        return _channels_first(pooled), _channels_first(last), means
+        pooled, last, sums = _kernels(x).pool(*ctx.net, x, decay, v0, skips, v_th)
+        return _channels_first(pooled), _channels_first(last), (sums / x[:, 0].numel()).to(pooled.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_pooled, grad_last, grad_means):
         x, decay, v0, skips = ctx.saved_tensors
-        _, T, K, groups, B, H, *_ = ctx.sizes
-        each = grad_means / (x.numel() / groups) if ctx.means and grad_means is not None else None
-        grads = _channels_last(grad_pooled), _channels_last(grad_last), each
-        grad_current = torch.empty_like(x)
-        grad_v0 = torch.empty_like(v0) if ctx.needs_input_grad[2] else None
-        sums = torch.zeros(B, -(-H // 2), K, 2, dtype=torch.float64)
-        arguments = *grads, x, decay, v0, *ctx.constants, skips, grad_current, grad_v0, sums
-        native.call("pool_backward", x.dtype, *ctx.sizes, *arguments)
-        grad_decay, grad_skips = sums.sum((0, 1)).to(x.dtype).unbind(-1)
+        if ctx.net[0] != NETS["lif"]:  # no means
+            grad_means = None
+        grad_sums = None if grad_means is None else grad_means / x[:, 0].numel()
+        grads = _channels_last(grad_pooled), _channels_last(grad_last), grad_sums
+        wanted = ctx.needs_input_grad
+        grad_current, sums, grad_v0 = _kernels(x).pool_backward(
+            *ctx.net, grads, x, decay, v0, skips, *ctx.constants, wanted[2]
+        )
+        grad_decay, grad_skips = sums.unbind(-1)
         grads = _channels_first(grad_current), grad_decay, _channels_first(grad_v0), grad_skips
-        return *(grad if ctx.needs_input_grad[i] else None for i, grad in enumerate(grads)), *(None,) * 4
+        return *(grad if wanted[i] else None for i, grad in enumerate(grads)), *(None,) * 4
+
+
+def _kernels(tensor):
+    """The kernels for this tensor's device."""
+    if tensor.device.type == "cuda":
+        import pooling_triton  # needs Triton, which comes with torch where there is a GPU
+
+        return pooling_triton
+    return temporal_native
 
 
 def _channels_last(tensor):

@@ -7,8 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from convolution import convolve, spectral_is_faster
-from native import is_available
-from pooling import average_pool, pooled_neurons
+from pooling import average_pool, is_one_pass, pooled_neurons
 from temporal import (
     ALPHA,
     DT_S,
@@ -167,7 +166,7 @@ def neurons_response(fields, current, state=None, pool=None):
     if fields[0].skip_connection:
         skips = torch.stack([field.skip_weight for field in fields]).view(-1, 1, 1, 1, 1)
     dtype = current.dtype if net == "ann" else torch.promote_types(current.dtype, rates.dtype)
-    if pool is average_pool and backend in ("auto", "fused") and is_available(current.device, dtype):
+    if pool is average_pool and backend in ("auto", "fused") and is_one_pass(current.device, dtype):
         rates, skips = (None if values is None else values.flatten() for values in (rates, skips))
         decay, v0 = None if rates is None else DT_S * rates, None if state is None else state.v
         tensors = (None if x is None else x.to(dtype) for x in (current, decay, v0, skips))

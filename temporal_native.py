@@ -1,4 +1,4 @@
-"""The scans of `temporal.py` as compiled kernels (native.cpp), for a CPU.
+"""The scans of `temporal.py` and `pooling.pooled_neurons` as compiled kernels (native.cpp), for a CPU.
 
 Same shapes as `temporal_scan.py`: current (T, 1 or K, n), decay (K, 1 or n), v0 (K, n).  Spikes keep the
 current, and their backward pass computes the voltages again.
@@ -50,3 +50,30 @@ def _scan(name, current, decay, v0, *arguments):
     arguments = (a.to(v0.dtype).contiguous() if isinstance(a, torch.Tensor) else a for a in arguments)
     per_cell = int(decay.shape[1] > 1)
     native.call(name, v0.dtype, T, K, groups, n, per_cell, torch.get_num_threads(), *arguments)
+
+
+def pool(net, K, current, decay, v0, skips, v_th):
+    """What `pooling.pooled_neurons` returns, of channels last: pooled responses (T, K, B, H // 2, W // 2, C),
+    last voltages (K, B, H, W, C) or None, and, for net 2, the sums (K,) of all responses."""
+    T, groups, B, H, W, C = current.shape
+    pooled = current.new_empty(T, K, B, H // 2, W // 2, C)
+    last = None if net == 0 else current.new_empty(K, B, H, W, C)
+    sums = torch.zeros(B, -(-H // 2), K, dtype=torch.float64)
+    sizes = net, T, K, groups, B, H, W, C, torch.get_num_threads()
+    native.call("pool", current.dtype, *sizes, current, decay, v0, v_th, skips, pooled, last, sums)
+    return pooled, last, sums.sum((0, 1))
+
+
+def pool_backward(net, K, grads, current, decay, v0, skips, v_th, alpha, to_rest):
+    """The gradient at the current, those (K, 2) at decays and skips, and that at v0 if `to_rest`.
+
+    grads: at the pooled responses, the last voltages, and the sums; each may be None.
+    """
+    T, groups, B, H, W, C = current.shape
+    grad_current = torch.empty_like(current)
+    grad_v0 = torch.empty_like(v0) if to_rest else None
+    sums = torch.zeros(B, -(-H // 2), K, 2, dtype=torch.float64)
+    sizes = net, T, K, groups, B, H, W, C, torch.get_num_threads()
+    arguments = *grads, current, decay, v0, v_th, alpha, skips, grad_current, grad_v0, sums
+    native.call("pool_backward", current.dtype, *sizes, *arguments)
+    return grad_current, sums.sum((0, 1)), grad_v0

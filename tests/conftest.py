@@ -1,5 +1,7 @@
 """What several test files use: the project's own training step, and errors relative to the largest value."""
 
+import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import hypothesis
@@ -79,3 +81,22 @@ def kernels(request, monkeypatch):
     elif native.library() is None:
         pytest.skip("no C++ compiler")
     return request.param
+
+
+@pytest.fixture(scope="session")
+def interpreted():
+    """`interpreted(name, block)`: a module of Triton kernels with another BLOCK, interpreted, which Triton
+    decides where they are defined."""
+
+    def load(name, block):
+        pytest.importorskip("triton", reason="Triton does not come with torch on this platform")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            path = Path(native.__file__).with_name(f"{name}.py")
+            spec = importlib.util.spec_from_file_location(f"interpreted_{name}", path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        module.BLOCK = block
+        return module
+
+    return load

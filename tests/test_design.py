@@ -12,7 +12,7 @@ LEVELS = {
     0: {"config", "receptive_fields", "temporal", "coordinates", "losses", "visualization", "films"}
     | {"render", "motion", "outlines", "gerd_pictures", "gerd_masks", "affine_gaussian", "cascades"}
     | {"convolution", "pooling", "temporal_scan", "temporal_triton", "field_weights"}
-    | {"native", "temporal_native"}
+    | {"native", "temporal_native", "pooling_triton"}
     | {"results", "archive", "files", "processes", "ranks", "slurm", "sampling", "theory_figures"}
     | {"frame_memory"},
     1: {"model", "response", "dataset", "event_files", "persistence", "training", "callbacks", "board"},
@@ -28,6 +28,7 @@ SAME_LEVEL = {(later, earlier) for i, later in enumerate(RENDER) for earlier in 
 SAME_LEVEL |= {("model", "response"), ("temporal", "temporal_scan"), ("temporal", "temporal_triton")}
 SAME_LEVEL |= {("temporal", "temporal_native"), ("temporal", "native")}
 SAME_LEVEL |= {("temporal_native", "native"), ("pooling", "native")}
+SAME_LEVEL |= {("pooling", "temporal_native"), ("pooling", "pooling_triton")}
 SAME_LEVEL |= {("films", "visualization"), ("theory_figures", "visualization")}  # so are pictures
 SPACE = ("affine_gaussian", "receptive_fields", "field_weights")  # so is the theory over space
 SAME_LEVEL |= {(later, earlier) for i, later in enumerate(SPACE) for earlier in SPACE[:i]}

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import native
+import pooling
 import response
 from config import Config
 from model import SpatioTemporalModel, SpatioTemporalRF, TemporalRF
@@ -15,19 +16,38 @@ CONFIG = dict(
 )
 
 
-@pytest.mark.parametrize("H, W, wide", [(6, 8, False), (7, 9, False), (2, 3, False), (3, 11, True)])
+@pytest.fixture
+def one_pass(request, monkeypatch, interpreted):
+    """Kernels that `pooled_neurons` runs on."""
+    if request.param == "triton":
+        kernels = interpreted("pooling_triton", block=64)
+        monkeypatch.setattr(pooling, "_kernels", lambda tensor: kernels)
+    elif native.library() is None:
+        pytest.skip("no C++ compiler")
+    return request.param
+
+
+@pytest.mark.parametrize(
+    "one_pass, H, W, wide",
+    [
+        ("compiled", 6, 8, False),
+        ("compiled", 7, 9, False),
+        ("compiled", 2, 3, False),
+        ("compiled", 3, 11, True),
+    ]
+    + [("triton", 4, 6, False), ("triton", 5, 7, False)],
+    indirect=["one_pass"],
+)
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("skips", [False, True])
 @pytest.mark.parametrize("net", ["li", "lif", "ann"])
 def test_neurons_and_pooling_in_one_pass_are_those_apart(
-    project, monkeypatch, net, skips, groups, H, W, wide
+    project, monkeypatch, one_pass, net, skips, groups, H, W, wide
 ):
     """Responses, states, activities and their gradients at current, states, rates and weights of three
     channels, from rest and from a state; `wide` ones do not fit the blocks of a backward pass."""
     T, B, C = (64, 1, 128) if wide else (5, 2, 3)
     groups = 3 if net == "ann" and not skips else groups  # the others are one and the same
-    if native.library() is None:
-        pytest.skip("no C++ compiler")
     fields = [
         SpatioTemporalRF(None, TemporalRF(net, torch.tensor(rate).double()), skips)
         for rate in (40.0, 90.0, 250.0)
@@ -49,10 +69,11 @@ def test_neurons_and_pooling_in_one_pass_are_those_apart(
         gradients = torch.autograd.grad(loss, [current, v0, *parameters], allow_unused=True)
         return out, *values[1:], *gradients
 
+    monkeypatch.setattr(response, "is_one_pass", lambda *_: True)
     for state in (None,) if net == "ann" else (None, response.LIBoxState(v0)):
         compiled = everything(state)
         with monkeypatch.context() as patch:
-            patch.setattr(native, "library", lambda: None)
+            patch.setattr(response, "is_one_pass", lambda *_: False)
             plain = everything(state)
         if net == "lif":
             assert 0.05 < plain[2].max() < 0.6
@@ -61,14 +82,36 @@ def test_neurons_and_pooling_in_one_pass_are_those_apart(
             assert wanted is None or project.error(actual, wanted) < 1e-12
 
 
-def test_one_pass_hides_no_nan():
-    """Nor does the rectifier in it."""
+@pytest.mark.parametrize("one_pass", ["compiled", "triton"], indirect=True)
+def test_one_pass_hides_no_nan(one_pass):
     for net in ("li", "lif", "ann"):
         field = SpatioTemporalRF(None, TemporalRF(net, torch.tensor(100.0)), True)
         current = torch.ones(2, 1, 1, 1, 4, 4)
         current[0, ..., 0, 0] = float("nan")
         out, *_ = response.neurons_response([field], current, None, average_pool)
         assert out[0, 0, 0, 0].isnan().tolist() == [[True, False], [False, False]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("net", ["li", "lif", "ann"])
+def test_narrow_currents_on_a_gpu(monkeypatch, interpreted, net, dtype):
+    """Voltages are float32 whatever the current is, and its gradient is of its own dtype."""
+    kernels = interpreted("pooling_triton", block=16)
+    monkeypatch.setattr(pooling, "_kernels", lambda tensor: kernels)
+    current = torch.randn(4, 2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    decay = None if net == "ann" else torch.tensor([0.1, 0.3])
+
+    def run(x):
+        x = x.clone().requires_grad_()
+        out, v, _ = pooling.pooled_neurons(net, 2, x, decay, None, None, *response.CONSTANTS)
+        return out, v, torch.autograd.grad(out.float().square().sum(), x)[0]
+
+    out, v, gradient = run(current)
+    wanted, wanted_v, wanted_gradient = run(current.float())
+    assert gradient.dtype == dtype and out.dtype == (dtype if net == "ann" else torch.float32)
+    torch.testing.assert_close(out, wanted.to(out.dtype))
+    torch.testing.assert_close(gradient.float(), wanted_gradient, rtol=2e-2, atol=1e-2)
+    assert net == "ann" or torch.equal(v, wanted_v)
 
 
 def test_threads_change_no_bit():

@@ -1,8 +1,5 @@
 """The Triton kernels in Triton's interpreter, on a CPU, against the scans, the loops and Norse."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from oracles import lif_step, norse_li, norse_lif
@@ -29,16 +26,8 @@ STEPS = {  # K, groups of the current, n, whether each cell has its decay
 
 
 @pytest.fixture(scope="module")
-def kernels():
-    """`temporal_triton` as it is, but interpreted: Triton asks the environment when a kernel is defined."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        path = Path(temporal.__file__).with_name("temporal_triton.py")
-        spec = importlib.util.spec_from_file_location("interpreted_triton", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        patch.setattr(module, "BLOCK", 64)  # a block, and a rest
-        yield module
+def kernels(interpreted):
+    return interpreted("temporal_triton", block=64)  # a block, and a rest
 
 
 def inputs(step, dtype=torch.float64):

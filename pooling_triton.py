@@ -1,0 +1,247 @@
+"""`pooling.pooled_neurons` as Triton kernels, for CUDA: one pass forward, two backward.
+
+Forward a program takes BLOCK columns of 2 x 2 cells through all of time, their voltages in registers: each
+current passes through memory once, and a quarter of the responses.  Backward it takes BLOCK cells, computes
+their voltages again into working memory of the size of the current, and walks back.  Where K channels share a
+current, they follow each other in one program, which adds up their gradients.  Channels are last in memory.
+Tested on a CPU by Triton's interpreter (TRITON_INTERPRET=1), and by compiling for a GPU.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+BLOCK = 256  # of a program
+N_WARPS = 4
+
+
+@triton.jit
+def _load(ptr, IF: tl.constexpr):
+    """A number, 0 unless IF."""
+    value = 0.0
+    if IF:
+        value = tl.load(ptr)
+    return value
+
+
+@triton.jit
+def _load_cells(ptr, inside, IF: tl.constexpr):
+    value = 0.0
+    if IF:
+        value = tl.load(ptr, mask=inside, other=0.0)
+    return value
+
+
+@triton.jit
+def _store_cells(ptr, value, inside, IF: tl.constexpr):
+    if IF:
+        tl.store(ptr, value, mask=inside)
+
+
+@triton.jit
+def _charge(x, v, decay, NET: tl.constexpr):
+    """The voltage before the reset."""
+    u = x
+    if NET != 0:
+        u = v + decay * (x - v)
+    return u
+
+
+@triton.jit
+def _reset(u, v_th, NET: tl.constexpr):
+    if NET == 2:
+        u = tl.where(u - v_th > 0, 0.0, u)
+    return u
+
+
+@triton.jit
+def _output(u, v_th, NET: tl.constexpr):
+    """Spikes, or the rectified voltage."""
+    if NET == 2:
+        y = tl.where(u - v_th > 0, 1.0, 0.0).to(u.dtype)
+    else:
+        y = tl.where(u < 0, 0.0, u)
+    return y
+
+
+@triton.jit
+def _gradient(u, h, dy, v_th, alpha, NET: tl.constexpr):
+    """dL/du from dL/dv, h, and dL/doutput, dy."""
+    if NET == 2:
+        steepness = alpha * tl.abs(u - v_th) + 1
+        g = tl.where(u - v_th > 0, 0.0, h) + (dy - u * h) / (steepness * steepness)
+    else:
+        g = tl.where(u <= 0, 0.0, dy) + h
+    return g
+
+
+@triton.jit
+def _corner(x_ptr, inside, v, decay, v_th, weight, NET: tl.constexpr, SKIP: tl.constexpr):
+    """The voltage of one cell of the four behind a step, and its response with the skip connection's."""
+    x = tl.load(x_ptr, mask=inside, other=0.0).to(v.dtype)
+    u = _charge(x, v, decay, NET)
+    y = _output(u, v_th, NET)
+    if SKIP:
+        y += weight * x
+    return _reset(u, v_th, NET), tl.where(inside, y, 0.0)
+
+
+@triton.jit
+def _charge_again(x_ptr, u_ptr, v, inside, decay, v_th, T, step, NET: tl.constexpr):
+    """Writes all voltages before the reset."""
+    for _ in range(T):
+        x = tl.load(x_ptr, mask=inside, other=0.0).to(v.dtype)
+        u = _charge(x, v, decay, NET)
+        v = _reset(u, v_th, NET)
+        tl.store(u_ptr, u, mask=inside)
+        x_ptr += step
+        u_ptr += step
+    tl.debug_barrier()
+
+
+@triton.jit
+def _pool(
+    x_ptr, decay_ptr, v0_ptr, skip_ptr, pooled_ptr, last_ptr, sums_ptr, v_th,
+    T, K, groups, B, H, W, C, STATE: tl.constexpr,
+    NET: tl.constexpr, REST: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    k, b = (tl.program_id(2) // B).to(tl.int64), (tl.program_id(2) % B).to(tl.int64)
+    strip = tl.program_id(1).to(tl.int64)
+    e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # pair of columns, channel
+    j, c = e // C, e % C
+    row, frame = W * C, H * W * C + 0 * b  # 64 bits
+    at = 2 * strip * row + 2 * j * C + c
+    left, right = 2 * j < W, 2 * j + 1 < W
+    low = 2 * strip + 1 < H
+    decay, weight = _load(decay_ptr + k, NET != 0), _load(skip_ptr + k, SKIP)
+    nothing = tl.full((BLOCK,), 0.0, STATE)
+    state = (k * B + b) * frame + at
+    v00 = nothing + _load_cells(v0_ptr + state, left, not REST)
+    v01 = nothing + _load_cells(v0_ptr + state + C, right, not REST)
+    v10 = nothing + _load_cells(v0_ptr + state + row, left & low, not REST)
+    v11 = nothing + _load_cells(v0_ptr + state + row + C, right & low, not REST)
+    total = nothing
+    x_ptr += (k % groups * B + b) * frame + at
+    pooled = (H // 2) * (W // 2) * C
+    pooled_ptr += (k * B + b) * pooled + (strip * (W // 2) + j) * C + c
+    for _ in range(T):
+        v00, y00 = _corner(x_ptr, left, v00, decay, v_th, weight, NET, SKIP)
+        v01, y01 = _corner(x_ptr + C, right, v01, decay, v_th, weight, NET, SKIP)
+        v10, y10 = _corner(x_ptr + row, left & low, v10, decay, v_th, weight, NET, SKIP)
+        v11, y11 = _corner(x_ptr + row + C, right & low, v11, decay, v_th, weight, NET, SKIP)
+        y = (y00 + y10) + (y01 + y11)
+        tl.store(pooled_ptr, 0.25 * y, mask=right & low)
+        if NET == 2:
+            total += y
+        x_ptr += groups * B * frame
+        pooled_ptr += K * B * pooled
+    _store_cells(last_ptr + state, v00, left, NET != 0)
+    _store_cells(last_ptr + state + C, v01, right, NET != 0)
+    _store_cells(last_ptr + state + row, v10, left & low, NET != 0)
+    _store_cells(last_ptr + state + row + C, v11, right & low, NET != 0)
+    if NET == 2:
+        sums_ptr += ((k * B + b) * tl.num_programs(1) + strip) * ((W + 1) // 2) * C
+        tl.store(sums_ptr + e, total, mask=left)
+
+
+@triton.jit
+def _pool_backward(
+    dpooled_ptr, dlast_ptr, each_ptr, x_ptr, decay_ptr, v0_ptr, skip_ptr, u_ptr, dx_ptr, dv0_ptr,
+    changes_ptr, skips_ptr, v_th, alpha, T, K, groups, B, H, W, C, STATE: tl.constexpr,
+    NET: tl.constexpr, REST: tl.constexpr, SKIP: tl.constexpr,
+    POOLED: tl.constexpr, LAST: tl.constexpr, EACH: tl.constexpr, TO_REST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    group, b = (tl.program_id(1) // B).to(tl.int64), (tl.program_id(1) % B).to(tl.int64)
+    cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    frame, h, w = H * W * C + 0 * b, H // 2, W // 2  # 64 bits
+    inside = cell < frame
+    i, j, c = cell // (W * C) // 2, cell // C % W // 2, cell % C
+    is_pooled = inside & (i < h) & (j < w)
+    step, pooled_step = groups * B * frame, K * B * h * w * C + 0 * b
+    at = (group * B + b) * frame + cell
+    for k in range(group, K, groups):
+        state = (k * B + b) * frame + cell
+        decay, weight, each = (
+            _load(decay_ptr + k, NET != 0),
+            _load(skip_ptr + k, SKIP),
+            _load(each_ptr + k, EACH),
+        )
+        nothing = tl.full((BLOCK,), 0.0, STATE)
+        start = nothing + _load_cells(v0_ptr + state, inside, not REST)
+        h_u = nothing + _load_cells(dlast_ptr + state, inside, LAST)
+        changes, skips = nothing, nothing
+        if NET != 0:
+            _charge_again(x_ptr + at, u_ptr + at, start, inside, decay, v_th, T, step, NET)
+        for s in range(T):
+            t = T - 1 - s
+            x = tl.load(x_ptr + t * step + at, mask=inside, other=0.0).to(STATE)
+            from_ptr = dpooled_ptr + t * pooled_step + (((k * B + b) * h + i) * w + j) * C + c
+            dy = 0.25 * (nothing + _load_cells(from_ptr, is_pooled, POOLED)) + each
+            u, before = x, start
+            if NET != 0:
+                u = tl.load(u_ptr + t * step + at, mask=inside, other=0.0)
+                if t > 0:
+                    before = _reset(tl.load(u_ptr + (t - 1) * step + at, mask=inside, other=0.0), v_th, NET)
+            g = _gradient(u, h_u, dy, v_th, alpha, NET)
+            dx = g
+            if NET != 0:
+                changes += g * (x - before)
+                h_u = (1 - decay) * g
+                dx = decay * g
+            if SKIP:
+                skips += dy * x
+                dx += weight * dy
+            if k >= groups:
+                dx += tl.load(dx_ptr + t * step + at, mask=inside, other=0.0).to(STATE)
+            tl.store(dx_ptr + t * step + at, dx, mask=inside)
+        _store_cells(dv0_ptr + state, h_u, inside, TO_REST)
+        _store_cells(changes_ptr + state, changes, inside, NET != 0)
+        _store_cells(skips_ptr + state, skips, inside, SKIP)
+        tl.debug_barrier()  # before the next k takes the working memory
+
+
+def pool(net, K, current, decay, v0, skips, v_th):
+    """As in `temporal_native.py`; sums in the dtype of the voltages."""
+    T, groups, B, H, W, C = current.shape
+    dtype = _state_dtype(current, decay)
+    pooled = current.new_empty(T, K, B, H // 2, W // 2, C, dtype=current.dtype if net == 0 else dtype)
+    last = None if net == 0 else current.new_empty(K, B, H, W, C, dtype=dtype)
+    grid = (triton.cdiv(-(-W // 2) * C, BLOCK), -(-H // 2), K * B)
+    sums = current.new_zeros(K, B * -(-H // 2) * -(-W // 2) * C if net == 2 else 1, dtype=dtype)  # over time
+    pointers = current, decay, v0, skips, pooled, last, sums
+    flags = dict(STATE=TYPES[dtype], NET=net, REST=v0 is None, SKIP=skips is not None)
+    _pool[grid](*_some(pointers), v_th, T, K, groups, B, H, W, C, **flags, BLOCK=BLOCK, num_warps=N_WARPS)
+    return pooled, last, sums.sum(1, dtype=torch.float64)
+
+
+def pool_backward(net, K, grads, current, decay, v0, skips, v_th, alpha, to_rest):
+    """As in `temporal_native.py`."""
+    T, groups, B, H, W, C = current.shape
+    dtype = _state_dtype(current, decay)
+    grad_current = torch.empty_like(current, dtype=current.dtype if groups == K else dtype)
+    voltages = None if net == 0 else torch.empty_like(current, dtype=dtype)
+    grad_v0 = torch.empty_like(v0) if to_rest else None
+    grid = (triton.cdiv(H * W * C, BLOCK), groups * B)
+    over_time = current.new_zeros(2, K, B * H * W * C, dtype=dtype)  # at decays, at skips
+    pointers = *grads, current, decay, v0, skips, voltages, grad_current, grad_v0, *over_time
+    given = dict(zip(("POOLED", "LAST", "EACH"), (grad is not None for grad in grads), strict=True))
+    flags = dict(
+        STATE=TYPES[dtype], NET=net, REST=v0 is None, SKIP=skips is not None, TO_REST=to_rest, **given
+    )
+    sizes = T, K, groups, B, H, W, C
+    _pool_backward[grid](*_some(pointers), v_th, alpha, *sizes, **flags, BLOCK=BLOCK, num_warps=N_WARPS)
+    return grad_current, over_time.sum(2, dtype=torch.float64).T, grad_v0
+
+
+def _some(pointers):
+    """Any tensor in place of None, where it is not touched."""
+    some = next(p for p in pointers if p is not None)
+    return [some if p is None else p for p in pointers]
+
+
+TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+def _state_dtype(current, decay):
+    """Of voltages: float32 at least."""
+    return torch.promote_types(torch.float32, current.dtype if decay is None else decay.dtype)
