@@ -1,9 +1,10 @@
-// Neurons over time on a CPU: the scans of temporal.py, and layers' neurons with the pooling behind them.
+// Neurons over time on a CPU: the scans of temporal.py, and neurons with the pooling behind them.
 //
-// Compiled by native.py.  A block of cells walks through all of time before the next one does, so that states stay
-// in cache and every current, output and gradient passes through memory once.  Each cell takes the operations of
-// the readable loops in their order, without contraction to fused multiply-adds: forward passes equal the loops
-// bit by bit.  Sums over cells are made per block and added up in a fixed order, whatever the number of threads.
+// Compiled by native.py, called by temporal_native.py.  A block of cells walks through all of time before the next
+// one does, so that states stay in cache and every current, output and gradient passes through memory once.  Each
+// cell takes the operations of the readable loops in their order, without contraction to fused multiply-adds:
+// forward passes equal the loops bit by bit.  Sums over cells are made per block and added up in a fixed order,
+// whatever the number of threads.
 //
 // R: float or double.  T: steps.  K: temporal channels, each of its decay.  groups: K, or 1 where all K see the
 // same current.
@@ -18,9 +19,9 @@ namespace {
 
 using index = std::int64_t;
 
-constexpr index BLOCK = 1024;     // cells that are scanned at a time
-constexpr index KEPT = 1 << 17;   // cells, times steps, that a pooled backward pass keeps in cache
-enum Net { RELU, LI, LIF };       // as in native.py
+constexpr index BLOCK = 1024;    // cells that are scanned at a time
+constexpr index KEPT = 1 << 17;  // cells, times steps, that a pooled backward pass keeps in cache
+enum Net { RELU, LI, LIF };      // as in pooling.py
 
 // --- one step of one cell: v before it, x its current, u the voltage before the reset ---
 
@@ -235,7 +236,8 @@ struct Pooled {
 };
 
 template <Net NET, typename R>
-void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, const R *skip, R *pooled, R *last, double *sums) {
+void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, const R *skip, R *pooled, R *last,
+          double *sums) {
     p.each_block([=](Pooled::Block block) {
         const index n = block.cells, k = block.k, C = p.C;
         const R d = NET == RELU ? R(1) : decay[k], weight = skip ? skip[k] : R(0), v_th = threshold;
@@ -275,14 +277,16 @@ void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, 
 // grad_pooled, grad_last and grad_each (K,), the gradient at the sum of all y of a k: each or null.  sums: of the
 // gradients at decay and skip.
 template <Net NET, typename R>
-void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *grad_each, const R *current, const R *decay,
-                   const R *v0, R threshold, R steepness, const R *skip, R *grad_current, R *grad_v0, double *sums) {
+void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *grad_each, const R *current,
+                   const R *decay, const R *v0, R threshold, R steepness, const R *skip, R *grad_current, R *grad_v0,
+                   double *sums) {
     p.each_block([=](Pooled::Block block) {
         const index n = block.cells, k = block.k, C = p.C, both = 2 * n;
         const R d = NET == RELU ? R(1) : decay[k], weight = skip ? skip[k] : R(0);
         const R v_th = threshold, alpha = steepness, each = grad_each ? grad_each[k] : R(0);
         R *voltages = room<R>(0, (p.T + 1) * both);  // before the reset; the first are those at the start
-        R *h = room<R>(1, both), *dy = room<R>(2, n), *at_decay = room<R>(3, both), *at_skip = room<R>(4, both), *copy = room<R>(5, n), *none = room<R>(6, n);
+        R *h = room<R>(1, both), *dy = room<R>(2, n), *at_decay = room<R>(3, both), *at_skip = room<R>(4, both);
+        R *copy = room<R>(5, n), *none = room<R>(6, n);
         std::fill_n(none, n, R(0));
         const index whole = (k * p.B + block.b) * p.frame() + block.at;
         for (R *zero : {voltages, h, at_decay, at_skip}) std::fill_n(zero, both, R(0));

@@ -52,16 +52,16 @@ def _argument(value):
 def library():
     """The shared library, or None where it cannot be built, which a warning explains."""
     command = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nrf"
     key = "\n".join([SOURCE.read_text(), *command, _processor()])
-    path = cache / f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    name = f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     try:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nrf" / name
         if not path.exists():
             with whole_file(path, ending=".so") as partial:
                 command += [str(SOURCE), "-o", str(partial)]
                 subprocess.run(command, check=True, capture_output=True, text=True)
         return ctypes.CDLL(str(path))
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # no home
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         reason = next((line for line in lines if "error" in line.lower()), lines[0])
         warnings.warn(f"scans are not compiled, training is slower: {command[0]}: {reason}", stacklevel=2)
