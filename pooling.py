@@ -33,6 +33,8 @@ def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
     through pooling as they come, in cache: only the current is kept, and the backward pass computes the
     voltages again.  The plain twin is the rest of `response.neurons_response`.
     """
+    if current.device.type == "cpu" and decay is not None:  # a GPU's kernels convert what they read
+        current = current.to(decay.dtype)
     return _PooledNeurons.apply(current, decay, v0, skips, net, K, float(v_th), float(alpha))
 
 

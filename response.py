@@ -169,8 +169,8 @@ def neurons_response(fields, current, state=None, pool=None):
     if pool is average_pool and backend in ("auto", "fused") and is_one_pass(current.device, dtype):
         rates, skips = (None if values is None else values.flatten() for values in (rates, skips))
         decay, v0 = None if rates is None else DT_S * rates, None if state is None else state.v
-        tensors = (None if x is None else x.to(dtype) for x in (current, decay, v0, skips))
-        out, v, activity = pooled_neurons(net, len(fields), *tensors, *CONSTANTS)
+        tensors = (None if x is None else x.to(dtype) for x in (decay, v0, skips))
+        out, v, activity = pooled_neurons(net, len(fields), current, *tensors, *CONSTANTS)
         return out, None if v is None else _state(fields)(v), activity
     out, state = respond(net, current, rates, state, backend)  # T K B N H W
     out = out if net == "lif" else F.relu(out)

@@ -103,7 +103,7 @@ def test_narrow_currents_on_a_gpu(monkeypatch, interpreted, net, dtype):
 
     def run(x):
         x = x.clone().requires_grad_()
-        out, v, _ = pooling.pooled_neurons(net, 2, x, decay, None, None, *response.CONSTANTS)
+        out, v, _ = pooling._PooledNeurons.apply(x, decay, None, None, net, 2, *response.CONSTANTS)
         return out, v, torch.autograd.grad(out.float().square().sum(), x)[0]
 
     out, v, gradient = run(current)
