@@ -3,7 +3,7 @@
 // Compiled by native.py, called by temporal_native.py.  A block of cells walks through all of time before the next
 // one does, so that states stay in cache and every current, output and gradient passes through memory once.  Each
 // cell takes the operations of the readable loops in their order, without contraction to fused multiply-adds:
-// forward passes equal the loops bit by bit.  Sums over cells are made per block and added up in a fixed order,
+// voltages and spikes equal the loops' bit by bit.  Sums over cells are made per block and added up in a fixed order,
 // whatever the number of threads.
 //
 // R: float or double.  T: steps.  K: temporal channels, each of its decay.  groups: K, or 1 where all K see the

@@ -7,6 +7,7 @@ slower.
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import shlex
@@ -16,13 +17,14 @@ from pathlib import Path
 
 import torch
 
-from files import whole_file
+from files import locked, whole_file
 
 SOURCE = Path(__file__).with_name("native.cpp")
 # without contraction to fused multiply-adds results are those of the loops, bit by bit
 FLAGS = (
     "-std=c++17 -O3 -march=native -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC"
 ).split()
+PROCESSOR = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
 SUFFIXES = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -33,45 +35,56 @@ def is_available(device, dtype):
 
 @torch.compiler.disable
 def call(name, dtype, *arguments):
-    """A function of native.cpp: contiguous tensors as pointers to `dtype`, None as a null pointer."""
-    getattr(library(), f"{name}_{SUFFIXES[dtype]}")(*map(_argument, arguments))
+    """A function of native.cpp: contiguous tensors of `dtype`, of float64 for sums, as pointers, None as a
+    null one."""
+    getattr(library(), f"{name}_{SUFFIXES[dtype]}")(*(_argument(value, dtype) for value in arguments))
 
 
-def _argument(value):
+def _argument(value, dtype):
     if value is None:
         return ctypes.c_void_p()
     if isinstance(value, int):
         return ctypes.c_int64(value)
     if isinstance(value, float):
         return ctypes.c_double(value)
-    assert value.is_contiguous()
+    assert value.is_contiguous() and value.dtype in (dtype, torch.float64) and value.device.type == "cpu"
     return ctypes.c_void_p(value.data_ptr())
 
 
 @functools.cache
 def library():
     """The shared library, or None where it cannot be built, which a warning explains."""
-    command = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS]
-    key = "\n".join([SOURCE.read_text(), *command, _processor()])
-    name = f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    compiler = os.environ.get("CXX") or "c++"
     try:
+        command = [*shlex.split(compiler), *FLAGS]
+        key = "\n".join([SOURCE.read_text(), *command, *platform.libc_ver(), _processor()])
+        name = f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
         path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nrf" / name
         if not path.exists():
-            with whole_file(path, ending=".so") as partial:
-                command += [str(SOURCE), "-o", str(partial)]
-                subprocess.run(command, check=True, capture_output=True, text=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(path):  # of processes that start together one builds
+                if not path.exists():
+                    _build(command, path)
         return ctypes.CDLL(str(path))
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # no home
-        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+    except (OSError, RuntimeError, ValueError, subprocess.CalledProcessError) as error:
+        lines = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace").splitlines()
         reason = next((line for line in lines if "error" in line.lower()), lines[0])
-        warnings.warn(f"scans are not compiled, training is slower: {command[0]}: {reason}", stacklevel=2)
+        warnings.warn(f"scans are not compiled, training is slower: {compiler}: {reason}", stacklevel=2)
         return None
+
+
+def _build(command, path):
+    with whole_file(path, ending=".so") as partial:
+        command = [*command, str(SOURCE), "-o", str(partial)]
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"LC_ALL": "C"})
+        ctypes.CDLL(str(partial))  # what does not load is not kept
 
 
 def _processor():
     """What `-march=native` depends on: a home may be shared by machines."""
     try:
         with open("/proc/cpuinfo") as lines:
-            return next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
+            first = itertools.takewhile(str.strip, lines)  # of several equal ones
+            return "".join(line for line in first if line.startswith(PROCESSOR))
+    except OSError:
         return platform.machine() + platform.processor()

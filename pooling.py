@@ -33,9 +33,17 @@ def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
     through pooling as they come, in cache: only the current is kept, and the backward pass computes the
     voltages again.  The plain twin is the rest of `response.neurons_response`.
     """
+    _, groups, B, C, H, W = current.shape
+    if groups not in (1, K) or min(H, W) < 2 or current.numel() == 0:
+        raise ValueError(
+            f"currents {tuple(current.shape)} of {K} neurons: want (T, 1 or {K}, B, C, H, W), H, W > 1"
+        )
+    v0 = None if v0 is None else v0.expand(K, B, C, H, W)
     if current.device.type == "cpu" and decay is not None:  # a GPU's kernels convert what they read
         current = current.to(decay.dtype)
-    return _PooledNeurons.apply(current, decay, v0, skips, net, K, float(v_th), float(alpha))
+    current, v0 = _channels_last(current), _channels_last(v0)
+    pooled, last, means = _PooledNeurons.apply(current, decay, v0, skips, net, K, float(v_th), float(alpha))
+    return pooled.movedim(-1, -3), None if last is None else last.movedim(-1, -3), means
 
 
 def is_one_pass(device, dtype):
@@ -44,31 +52,29 @@ def is_one_pass(device, dtype):
 
 
 class _PooledNeurons(torch.autograd.Function):
-    """By kernels that have channels last."""
+    """With channels last: current (T, 1 or K, B, H, W, C), v0 and last voltages (K, B, H, W, C)."""
 
     @staticmethod
     def forward(ctx, current, decay, v0, skips, net, K, v_th, alpha):
-        x, v0 = _channels_last(current), _channels_last(v0)
-        ctx.save_for_backward(x, decay, v0, skips)
+        ctx.save_for_backward(current, decay, v0, skips)
         ctx.net, ctx.constants = (NETS[net], K), (v_th, alpha)
         ctx.set_materialize_grads(False)
-        pooled, last, sums = _kernels(x).pool(*ctx.net, x, decay, v0, skips, v_th)
-        return _channels_first(pooled), _channels_first(last), (sums / x[:, 0].numel()).to(pooled.dtype)
+        pooled, last, sums = _kernels(current).pool(*ctx.net, current, decay, v0, skips, v_th)
+        return pooled, last, (sums / current[:, 0].numel()).to(pooled.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_pooled, grad_last, grad_means):
-        x, decay, v0, skips = ctx.saved_tensors
+        current, decay, v0, skips = ctx.saved_tensors
         if ctx.net[0] != NETS["lif"]:  # no means
             grad_means = None
-        grad_sums = None if grad_means is None else grad_means / x[:, 0].numel()
-        grads = _channels_last(grad_pooled), _channels_last(grad_last), grad_sums
+        grad_sums = None if grad_means is None else grad_means / current[:, 0].numel()
+        grads = (None if grad is None else grad.contiguous() for grad in (grad_pooled, grad_last, grad_sums))
         wanted = ctx.needs_input_grad
-        grad_current, sums, grad_v0 = _kernels(x).pool_backward(
-            *ctx.net, grads, x, decay, v0, skips, *ctx.constants, wanted[2]
+        grad_current, sums, grad_v0 = _kernels(current).pool_backward(
+            *ctx.net, tuple(grads), current, decay, v0, skips, *ctx.constants, wanted[2]
         )
-        grad_decay, grad_skips = sums.unbind(-1)
-        grads = _channels_first(grad_current), grad_decay, _channels_first(grad_v0), grad_skips
+        grads = grad_current, sums[:, 0], grad_v0, sums[:, 1]
         return *(grad if wanted[i] else None for i, grad in enumerate(grads)), *(None,) * 4
 
 
@@ -83,7 +89,3 @@ def _kernels(tensor):
 
 def _channels_last(tensor):
     return None if tensor is None else tensor.movedim(-3, -1).contiguous()
-
-
-def _channels_first(tensor):
-    return None if tensor is None else tensor.movedim(-1, -3)

@@ -109,7 +109,7 @@ def _pool(
     strip = tl.program_id(1).to(tl.int64)
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # pair of columns, channel
     j, c = e // C, e % C
-    row, frame = W * C, H * W * C + 0 * b  # 64 bits
+    row, frame = W * C, (b * 0 + H) * W * C  # 64 bits
     at = 2 * strip * row + 2 * j * C + c
     left, right = 2 * j < W, 2 * j + 1 < W
     low = 2 * strip + 1 < H
@@ -122,7 +122,7 @@ def _pool(
     v11 = nothing + _load_cells(v0_ptr + state + row + C, right & low, not REST)
     total = nothing
     x_ptr += (k % groups * B + b) * frame + at
-    pooled = (H // 2) * (W // 2) * C
+    pooled = (b * 0 + H // 2) * (W // 2) * C
     pooled_ptr += (k * B + b) * pooled + (strip * (W // 2) + j) * C + c
     for _ in range(T):
         v00, y00 = _corner(x_ptr, left, v00, decay, v_th, weight, NET, SKIP)
@@ -153,11 +153,11 @@ def _pool_backward(
 ):  # fmt: skip
     group, b = (tl.program_id(1) // B).to(tl.int64), (tl.program_id(1) % B).to(tl.int64)
     cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    frame, h, w = H * W * C + 0 * b, H // 2, W // 2  # 64 bits
+    frame, h, w = (b * 0 + H) * W * C, H // 2, W // 2  # 64 bits
     inside = cell < frame
     i, j, c = cell // (W * C) // 2, cell // C % W // 2, cell % C
     is_pooled = inside & (i < h) & (j < w)
-    step, pooled_step = groups * B * frame, K * B * h * w * C + 0 * b
+    step, pooled_step = groups * B * frame, K * B * (b * 0 + h) * w * C
     at = (group * B + b) * frame + cell
     for k in range(group, K, groups):
         state = (k * B + b) * frame + cell
@@ -210,7 +210,8 @@ def pool(net, K, current, decay, v0, skips, v_th):
     sums = current.new_zeros(K, B * -(-H // 2) * -(-W // 2) * C if net == 2 else 1, dtype=dtype)  # over time
     pointers = current, decay, v0, skips, pooled, last, sums
     flags = dict(STATE=TYPES[dtype], NET=net, REST=v0 is None, SKIP=skips is not None)
-    _pool[grid](*_some(pointers), v_th, T, K, groups, B, H, W, C, **flags, BLOCK=BLOCK, num_warps=N_WARPS)
+    with torch.cuda.device_of(current):
+        _pool[grid](*_some(pointers), v_th, T, K, groups, B, H, W, C, **flags, BLOCK=BLOCK, num_warps=N_WARPS)
     return pooled, last, sums.sum(1, dtype=torch.float64)
 
 
@@ -229,7 +230,8 @@ def pool_backward(net, K, grads, current, decay, v0, skips, v_th, alpha, to_rest
         STATE=TYPES[dtype], NET=net, REST=v0 is None, SKIP=skips is not None, TO_REST=to_rest, **given
     )
     sizes = T, K, groups, B, H, W, C
-    _pool_backward[grid](*_some(pointers), v_th, alpha, *sizes, **flags, BLOCK=BLOCK, num_warps=N_WARPS)
+    with torch.cuda.device_of(current):
+        _pool_backward[grid](*_some(pointers), v_th, alpha, *sizes, **flags, BLOCK=BLOCK, num_warps=N_WARPS)
     return grad_current, over_time.sum(2, dtype=torch.float64).T, grad_v0
 
 

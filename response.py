@@ -165,7 +165,9 @@ def neurons_response(fields, current, state=None, pool=None):
         rates = torch.stack([field.temporal.tau_mem_inv for field in fields]).view(-1, 1, 1, 1, 1)
     if fields[0].skip_connection:
         skips = torch.stack([field.skip_weight for field in fields]).view(-1, 1, 1, 1, 1)
-    dtype = current.dtype if net == "ann" else torch.promote_types(current.dtype, rates.dtype)
+    dtype = current.dtype
+    for values in (rates, skips):
+        dtype = dtype if values is None else torch.promote_types(dtype, values.dtype)
     if pool is average_pool and backend in ("auto", "fused") and is_one_pass(current.device, dtype):
         rates, skips = (None if values is None else values.flatten() for values in (rates, skips))
         decay, v0 = None if rates is None else DT_S * rates, None if state is None else state.v

@@ -205,13 +205,14 @@ def _prepare(current, p, state, dt):
 
 
 def _flat(current, decay, v0):
-    """Views of current, decay and v0 as the scans see them, (T, 1 or K, n), (K, 1 or n) and (K, n), in the
-    order of memory, and the function that turns results (..., K, n) back into steps.
+    """Current, decay and v0 as the scans see them, (T, 1 or K, n), (K, 1 or n) and (K, n), contiguous, views
+    where the order of memory allows, and the function that turns results (..., K, n) back into steps.
 
     K: the rates' leading axis where they have no other, else 1.  n: the rest of a step; where rates differ
     along it, decay does too.
     """
     step = v0.shape
+    current = current.view(len(current), *(1,) * (len(step) - current.dim() + 1), *current.shape[1:])
     leading = decay.dim() == len(step) > 0 and decay.numel() == len(decay) == step[0]
     K, groups = (len(decay), current.shape[1]) if leading else (1, 1)
     if not leading:
@@ -229,7 +230,8 @@ def _flat(current, decay, v0):
         def restore(flat):
             return flat.view(flat.shape[:-2] + step)
 
-    return current.reshape(len(current), groups, -1), decay.reshape(K, -1), v0.reshape(K, -1), restore
+    flat = current.reshape(len(current), groups, -1), decay.reshape(K, -1), v0.reshape(K, -1)
+    return *(tensor.contiguous() for tensor in flat), restore
 
 
 def _channels_last(tensor):

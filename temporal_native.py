@@ -8,18 +8,20 @@ import torch
 
 import native
 
+LEAST = 2**15  # cells for a thread of its own, as torch has it
+
 
 def integrate(current, decay, v0):
     """Voltages (T, K, n) of leaky integrators, bit by bit those of the loop."""
     voltages = v0.new_empty((len(current), *v0.shape))
-    _scan("integrate", current, decay, v0, current, decay, v0, voltages)
+    _scan("integrate", current, decay, v0, (current, decay, v0), voltages)
     return voltages
 
 
 def integrate_backward(grad_voltages, voltages, decay, v0, groups):
     """Gradients at the current (T, groups, n) and v0, and between them sum_t g[t] (v[t] - v[t-1]), (K, n)."""
     grads = _room(voltages, v0, groups)
-    _scan("integrate_backward", grads[0], decay, v0, grad_voltages, voltages, decay, v0, *grads)
+    _scan("integrate_backward", grads[0], decay, v0, (grad_voltages, voltages, decay, v0), *grads)
     return grads
 
 
@@ -27,29 +29,34 @@ def fire(current, decay, v0, v_th):
     """The current, to be kept, and spikes (T, K, n) of LIF neurons and the last voltages (K, n); bit by bit
     those of the loop."""
     current = current.to(v0.dtype)
-    spikes, last = v0.new_empty((len(current), *v0.shape)), torch.empty_like(v0)
-    _scan("fire", current, decay, v0, current, decay, v0, v_th.item(), spikes, last)
+    spikes, last = v0.new_empty((len(current), *v0.shape)), v0.new_empty(v0.shape)
+    _scan("fire", current, decay, v0, (current, decay, v0), v_th.item(), spikes, last)
     return current, spikes, last
 
 
 def fire_backward(grad_spikes, grad_last, current, decay, v0, v_th, alpha, groups):
     """As `integrate_backward`."""
     grads = _room(current, v0, groups)
-    constants = v_th.item(), alpha.item()
-    _scan("fire_backward", current, decay, v0, grad_spikes, grad_last, current, decay, v0, *constants, *grads)
+    inputs = grad_spikes, grad_last, current, decay, v0
+    _scan("fire_backward", current, decay, v0, inputs, v_th.item(), alpha.item(), *grads)
     return grads
 
 
 def _room(steps, v0, groups):
     current = v0.new_empty((len(steps), groups, v0.shape[1]))
-    return current, torch.empty_like(v0), torch.empty_like(v0)
+    return current, v0.new_empty(v0.shape), v0.new_empty(v0.shape)
 
 
-def _scan(name, current, decay, v0, *arguments):
+def _threads(cells):
+    """How many threads share so many cells of all steps: beside other programs they wait for each other."""
+    return max(1, min(torch.get_num_threads(), cells // LEAST))
+
+
+def _scan(name, current, decay, v0, inputs, *others):
     (T, groups, _), (K, n) = current.shape, v0.shape
-    arguments = (a.to(v0.dtype).contiguous() if isinstance(a, torch.Tensor) else a for a in arguments)
+    inputs = (tensor.to(v0.dtype).contiguous() for tensor in inputs)
     per_cell = int(decay.shape[1] > 1)
-    native.call(name, v0.dtype, T, K, groups, n, per_cell, torch.get_num_threads(), *arguments)
+    native.call(name, v0.dtype, T, K, groups, n, per_cell, _threads(T * K * n), *inputs, *others)
 
 
 def pool(net, K, current, decay, v0, skips, v_th):
@@ -59,7 +66,7 @@ def pool(net, K, current, decay, v0, skips, v_th):
     pooled = current.new_empty(T, K, B, H // 2, W // 2, C)
     last = None if net == 0 else current.new_empty(K, B, H, W, C)
     sums = torch.zeros(B, -(-H // 2), K, dtype=torch.float64)
-    sizes = net, T, K, groups, B, H, W, C, torch.get_num_threads()
+    sizes = net, T, K, groups, B, H, W, C, _threads(T * K * B * H * W * C)
     native.call("pool", current.dtype, *sizes, current, decay, v0, v_th, skips, pooled, last, sums)
     return pooled, last, sums.sum((0, 1))
 
@@ -73,7 +80,7 @@ def pool_backward(net, K, grads, current, decay, v0, skips, v_th, alpha, to_rest
     grad_current = torch.empty_like(current)
     grad_v0 = torch.empty_like(v0) if to_rest else None
     sums = torch.zeros(B, -(-H // 2), K, 2, dtype=torch.float64)
-    sizes = net, T, K, groups, B, H, W, C, torch.get_num_threads()
+    sizes = net, T, K, groups, B, H, W, C, _threads(T * K * B * H * W * C)
     arguments = *grads, current, decay, v0, v_th, alpha, skips, grad_current, grad_v0, sums
     native.call("pool_backward", current.dtype, *sizes, *arguments)
     return grad_current, sums.sum((0, 1)), grad_v0

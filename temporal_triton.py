@@ -180,4 +180,5 @@ def _launch(kernel, steps, decay, v0, pointers):
     grid = (triton.cdiv(n, BLOCK), K)
     end = (T - 1) * K * n  # where the last step begins
     per_cell = decay.shape[1] > 1
-    kernel[grid](*pointers, T, K, groups, n, end, PER_CELL=per_cell, BLOCK=BLOCK, num_warps=N_WARPS)
+    with torch.cuda.device_of(v0):
+        kernel[grid](*pointers, T, K, groups, n, end, PER_CELL=per_cell, BLOCK=BLOCK, num_warps=N_WARPS)

@@ -1,12 +1,14 @@
 """The compiled kernels are built once, and a machine that cannot build them trains without."""
 
 import functools
+import os
 
 import pytest
 import torch
 
 import native
 
+COMPILER = os.environ.get("CXX") or "c++"
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
 
 
@@ -19,26 +21,37 @@ def fresh(tmp_path, monkeypatch):
 
 def test_built_once_and_kept(fresh, tmp_path):
     assert fresh() is not None
-    (built,) = (tmp_path / "cache/nrf").iterdir()
+    (built,) = (tmp_path / "cache/nrf").glob("*.so")
     before = built.stat().st_mtime_ns
     assert native.library.__wrapped__() is not None
-    assert [built] == list((tmp_path / "cache/nrf").iterdir()) and built.stat().st_mtime_ns == before
+    assert [built] == list((tmp_path / "cache/nrf").glob("*.so")) and built.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(
     "compiler, reason",
     [
         ("no-such-compiler", "No such file or directory"),
-        ("c++ -include no-such-header.h", "no-such-header.h: No such file"),
+        (f"{COMPILER} -include no-such-header.h", "no-such-header.h"),
+        ("'", "No closing quotation"),
     ],
 )
 def test_without_a_compiler_one_warning_says_why(fresh, tmp_path, monkeypatch, compiler, reason):
     monkeypatch.setenv("CXX", compiler)
     with pytest.warns(UserWarning, match=f"training is slower.*{reason}"):
         assert fresh() is None
-    assert not list((tmp_path / "cache/nrf").iterdir())  # nothing half-written
+    assert not list((tmp_path / "cache/nrf").glob("*.so"))  # nothing half-written
     monkeypatch.setattr(native, "library", fresh)
     assert not native.is_available(torch.device("cpu"), torch.float32)
+
+
+def test_what_does_not_load_is_not_kept(fresh, tmp_path, monkeypatch):
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nfor last; do :; done\necho no library > "$last"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.warns(UserWarning, match="training is slower"):
+        assert fresh() is None
+    assert not list((tmp_path / "cache/nrf").glob("*.so"))
 
 
 def test_a_cache_that_is_a_file_is_no_error(fresh, tmp_path):

@@ -1,5 +1,7 @@
 """Bands, and neurons with pooling in one pass, against their plain twins."""
 
+import functools
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -83,13 +85,29 @@ def test_neurons_and_pooling_in_one_pass_are_those_apart(
 
 
 @pytest.mark.parametrize("one_pass", ["compiled", "triton"], indirect=True)
-def test_one_pass_hides_no_nan(one_pass):
-    for net in ("li", "lif", "ann"):
-        field = SpatioTemporalRF(None, TemporalRF(net, torch.tensor(100.0)), True)
-        current = torch.ones(2, 1, 1, 1, 4, 4)
-        current[0, ..., 0, 0] = float("nan")
-        out, *_ = response.neurons_response([field], current, None, average_pool)
-        assert out[0, 0, 0, 0].isnan().tolist() == [[True, False], [False, False]]
+@pytest.mark.parametrize("net", ["li", "ann"])
+def test_the_rectifier_hides_no_nan(one_pass, net):
+    current = torch.ones(2, 1, 1, 4, 4, 1)
+    current[0, ..., 0, 0, 0] = float("nan")
+    decay = None if net == "ann" else torch.tensor([0.1])
+    out, *_ = pooling.pooled_neurons(net, 1, current.movedim(-1, -3), decay, None, None, *response.CONSTANTS)
+    assert out[0, 0, 0, 0].isnan().tolist() == [[True, False], [False, False]]
+
+
+@pytest.mark.parametrize("one_pass", ["compiled", "triton"], indirect=True)
+def test_states_are_broadcast_and_other_shapes_refused(one_pass):
+    current, decay = torch.randn(4, 1, 3, 2, 4, 4).double(), torch.tensor([0.1, 0.3]).double()
+    v0 = torch.randn(2, 1, 2, 4, 4).double()
+    run = functools.partial(pooling.pooled_neurons, "li", 2)
+    out, v, _ = run(current, decay, v0, None, *response.CONSTANTS)
+    wanted, wanted_v, _ = run(current, decay, v0.repeat(1, 3, 1, 1, 1), None, *response.CONSTANTS)
+    assert torch.equal(out, wanted) and torch.equal(v, wanted_v)
+    for wrong in (torch.randn(2, 2, 2, 4, 4), torch.randn(3, 3, 2, 4, 4)):
+        with pytest.raises(RuntimeError, match="expand"):
+            run(current, decay, wrong.double(), None, *response.CONSTANTS)
+    for shape in ((4, 3, 1, 2, 4, 4), (4, 1, 1, 2, 1, 4), (0, 1, 1, 2, 4, 4), (4, 1, 1, 0, 4, 4)):
+        with pytest.raises(ValueError, match="want .T, 1 or 2, B, C, H, W., H, W > 1"):
+            run(torch.zeros(shape).double(), decay, None, None, *response.CONSTANTS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -103,7 +121,8 @@ def test_narrow_currents_on_a_gpu(monkeypatch, interpreted, net, dtype):
 
     def run(x):
         x = x.clone().requires_grad_()
-        out, v, _ = pooling._PooledNeurons.apply(x, decay, None, None, net, 2, *response.CONSTANTS)
+        arguments = x.movedim(-3, -1).contiguous(), decay, None, None, net, 2, *response.CONSTANTS
+        out, v, _ = pooling._PooledNeurons.apply(*arguments)
         return out, v, torch.autograd.grad(out.float().square().sum(), x)[0]
 
     out, v, gradient = run(current)
@@ -114,17 +133,21 @@ def test_narrow_currents_on_a_gpu(monkeypatch, interpreted, net, dtype):
     assert net == "ann" or torch.equal(v, wanted_v)
 
 
-def test_threads_change_no_bit():
-    """Sums over cells are added up in one order."""
-    current = torch.randn(9, 1, 2, 7, 8, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    field = SpatioTemporalRF(None, TemporalRF("li", torch.tensor(100.0)), True)
-    results = []
-    threads = torch.get_num_threads()
-    for n in (1, 2, 3):
-        torch.set_num_threads(n)
-        out, *_ = response.neurons_response([field], current, None, average_pool)
-        results.append(torch.autograd.grad(out.square().sum(), [current, *field.parameters()]))
-    torch.set_num_threads(threads)
+@pytest.mark.parametrize("net", ["li", "lif"])
+def test_threads_change_no_bit(net):
+    """Sums over cells are added up in one order.  In float64: float32 would hide it."""
+    generator = torch.Generator().manual_seed(0)
+    current = torch.randn(9, 1, 4, 32, 33, 5, generator=generator).double().movedim(-1, -3).requires_grad_()
+    field = SpatioTemporalRF(None, TemporalRF(net, torch.tensor(100.0)), True).double()
+    results, threads = [], torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            out, _, activity = response.neurons_response([field], current, None, average_pool)
+            loss = out.square().sum() + activity.sum()
+            results.append((activity, *torch.autograd.grad(loss, [current, *field.parameters()])))
+    finally:
+        torch.set_num_threads(threads)
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 

@@ -35,6 +35,7 @@ SHAPES = {  # of a step's current, of the rates
     "rates over one current": ((1, 2, 3, 4, 5), (4, 1, 1, 1, 1)),
     "rates over their own currents": ((4, 2, 3, 4, 5), (4, 1, 1, 1, 1)),
     "one rate over every axis": ((4, 5), (1, 1)),
+    "rates with more axes than a step": ((5,), (3, 1)),
     "more cells than a block": ((2, 5, 250), (2, 1, 1)),
 }
 
@@ -272,6 +273,28 @@ def test_li_refuses_another_rest(backend):
     p = LIBoxParameters(tau_mem_inv=torch.tensor(100.0), v_leak=torch.tensor(0.25))
     with pytest.raises(ValueError, match="v_leak 0.25"):
         leaky_integrate(torch.ones(T, 2), p, backend=backend)
+
+
+@both_kernels
+@pytest.mark.parametrize("neuron", [li, lif])
+def test_memory_may_lie_in_any_order(kernels, neuron):
+    """Of currents and states: expanded, every other, turned."""
+    current, _, v0 = inputs((6, 5), (6, 1))
+    rate_hz = torch.tensor([[40.0], [90.0], [250.0]], dtype=torch.float64)
+    current, v0 = current[:, ::2], v0[:3, :1].expand(3, 5)
+    for x, state in ((current, v0), (current, v0.t().contiguous().t()), (current, v0[:1, :1])):
+        x, state = x.detach(), state.detach()
+        arguments = x.requires_grad_(), rate_hz.requires_grad_(), state.requires_grad_()
+        out, last = neuron(*arguments, "auto")
+        wanted, wanted_last = neuron(*arguments, "loop")
+        torch.testing.assert_close(out, wanted, rtol=1e-14, atol=1e-15)
+        torch.testing.assert_close(last.v, wanted_last.v, rtol=1e-14, atol=1e-15)
+        found, gradients = (
+            probed_gradients(out, last, arguments),
+            probed_gradients(wanted, wanted_last, arguments),
+        )
+        for actual, gradient in zip(found, gradients, strict=True):
+            torch.testing.assert_close(actual, gradient, rtol=1e-12, atol=1e-13 * gradient.abs().max())
 
 
 @both_kernels

@@ -89,6 +89,16 @@ def test_strictly_above_the_threshold(kernels):
     assert spikes.tolist() == [[[0.0, 1.0]]] and last.tolist() == [[0.5, 0.0]]
 
 
+def test_rest_and_currents_in_any_order_of_memory(kernels, monkeypatch):
+    monkeypatch.setattr(temporal, "_kernels", lambda tensor: kernels)
+    current = torch.randn(T, 6, 70, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[:, ::2]
+    p = LIBoxParameters(tau_mem_inv=torch.tensor(90.0, dtype=torch.float64))
+    for state in (None, LIBoxState(torch.tensor(0.5).double().expand(3, 70))):
+        out, _ = leaky_integrate(current, p, state)
+        wanted, _ = leaky_integrate(current, p, state, backend="loop")
+        assert_close([out], [wanted])
+
+
 @pytest.mark.parametrize("neuron", ["li", "lif"])
 def test_through_autograd_they_are_norse(kernels, monkeypatch, neuron):
     """Values, last state and gradients at current, time constants and state, rates over one current."""
