@@ -37,7 +37,7 @@ def one_pass(request, monkeypatch, interpreted):
         ("compiled", 2, 3, False),
         ("compiled", 3, 11, True),
     ]
-    + [("triton", 4, 6, False), ("triton", 5, 7, False)],
+    + [("triton", 5, 7, False)],
     indirect=["one_pass"],
 )
 @pytest.mark.parametrize("groups", [1, 3])
