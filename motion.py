@@ -233,7 +233,9 @@ def room_needed(p):
     """Pixels a side that a field must have for shapes of parameters p to fit, borders included."""
     if p.generator == "clean":
         return 1.0 if isinstance(p.scale, str) else p.scale * _slack(p)
-    return (SIZE_RANGE[1] * min(p.resolution) if isinstance(p.scale, str) else p.scale) + 2 * BORDER
+    if isinstance(p.scale, str):  # sizes up to a part of the field
+        return 2 * BORDER / (1 - SIZE_RANGE[1])
+    return p.scale + 2 * BORDER
 
 
 def clean_motion(p, kind, stream):

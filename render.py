@@ -8,6 +8,7 @@ consumes torch's stream as GERD does and returns GERD's recording bit by bit. So
 GERD, by running it; FIDELITY 30-38.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -80,9 +81,10 @@ class RenderParameters:
             raise ValueError(f"scale {self.scale!r}: a size in pixels, random or changing wanted")
         if not isinstance(self.scale, str) and not 1 <= self.scale < np.inf:
             raise ValueError(f"scale {self.scale}: at least 1 pixel wanted")
-        if room_needed(self) > min(height, width):
+        room = room_needed(self)
+        if room > min(height, width):
             raise ValueError(
-                f"resolution {height} x {width}: at least {room_needed(self):.0f} pixels a side wanted for "
+                f"resolution {height} x {width}: at least {math.ceil(room)} pixels a side wanted for "
                 f"scale {self.scale} with generator {self.generator}"
             )
 
