@@ -39,8 +39,9 @@ def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
             f"currents {tuple(current.shape)} of {K} neurons: want (T, 1 or {K}, B, C, H, W), H, W > 1"
         )
     v0 = None if v0 is None else v0.expand(K, B, C, H, W)
-    if current.device.type == "cpu" and decay is not None:  # a GPU's kernels convert what they read
-        current = current.to(decay.dtype)
+    parameter = skips if decay is None else decay
+    if current.device.type == "cpu" and parameter is not None:  # a GPU's kernels convert what they read
+        current = current.to(parameter.dtype)
     current, v0 = _channels_last(current), _channels_last(v0)
     pooled, last, means = _PooledNeurons.apply(current, decay, v0, skips, net, K, float(v_th), float(alpha))
     return pooled.movedim(-1, -3), None if last is None else last.movedim(-1, -3), means

@@ -204,7 +204,8 @@ def pool(net, K, current, decay, v0, skips, v_th):
     """As in `temporal_native.py`; sums in the dtype of the voltages."""
     T, groups, B, H, W, C = current.shape
     dtype = _state_dtype(current, decay)
-    pooled = current.new_empty(T, K, B, H // 2, W // 2, C, dtype=current.dtype if net == 0 else dtype)
+    out = current.dtype if net == 0 and skips is None else dtype
+    pooled = current.new_empty(T, K, B, H // 2, W // 2, C, dtype=out)
     last = None if net == 0 else current.new_empty(K, B, H, W, C, dtype=dtype)
     grid = (triton.cdiv(-(-W // 2) * C, BLOCK), -(-H // 2), K * B)
     sums = current.new_zeros(K, B * -(-H // 2) * -(-W // 2) * C if net == 2 else 1, dtype=dtype)  # over time
