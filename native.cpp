@@ -102,17 +102,24 @@ struct Scan {
     }
 };
 
-template <typename R>
-void integrate(Scan s, const R *current, const R *decay, const R *v0, R *voltages) {
+// Voltages (LI), or spikes and the last voltages (LIF).
+template <Net NET, typename R>
+void scan(Scan s, const R *current, const R *decay, const R *v0, R threshold, R *out, R *last) {
     s.each_block(decay, [=](index k, index first, index cells, const R *d) {
+        const R v_th = threshold;  // a copy here cannot be what a store writes to
         R v[BLOCK];
         std::copy_n(v0 + k * s.n + first, cells, v);
         for (index t = 0; t < s.T; t++) {
             const R *x = current + (t * s.groups + k % s.groups) * s.n + first;
-            R *out = voltages + (t * s.K + k) * s.n + first;
+            R *y = out + (t * s.K + k) * s.n + first;
 #pragma omp simd
-            for (index i = 0; i < cells; i++) out[i] = v[i] = charge<LI>(x[i], v[i], d[i]);
+            for (index i = 0; i < cells; i++) {
+                const R u = charge<NET>(x[i], v[i], d[i]);
+                y[i] = NET == LIF ? fires(u, v_th) : u;
+                v[i] = reset<NET>(u, v_th);
+            }
         }
+        if (NET == LIF) std::copy_n(v, cells, last + k * s.n + first);
     });
 }
 
@@ -137,26 +144,6 @@ void integrate_backward(Scan s, const R *grad_voltages, const R *voltages, const
         }
         std::copy_n(h, cells, grad_v0 + k * s.n + first);
         std::copy_n(change, cells, changes + k * s.n + first);
-    });
-}
-
-template <typename R>
-void fire(Scan s, const R *current, const R *decay, const R *v0, R threshold, R *spikes, R *last) {
-    s.each_block(decay, [=](index k, index first, index cells, const R *d) {
-        const R v_th = threshold;  // a copy here cannot be what a store writes to
-        R v[BLOCK];
-        std::copy_n(v0 + k * s.n + first, cells, v);
-        for (index t = 0; t < s.T; t++) {
-            const R *x = current + (t * s.groups + k % s.groups) * s.n + first;
-            R *z = spikes + (t * s.K + k) * s.n + first;
-#pragma omp simd
-            for (index i = 0; i < cells; i++) {
-                const R u = charge<LIF>(x[i], v[i], d[i]);
-                z[i] = output<LIF>(u, v_th);
-                v[i] = reset<LIF>(u, v_th);
-            }
-        }
-        std::copy_n(v, cells, last + k * s.n + first);
     });
 }
 
@@ -352,14 +339,14 @@ void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *
                 : function<RELU>(p, __VA_ARGS__)
 #define EXPORT(R, suffix)                                                                                               \
     void integrate_##suffix(SCAN, const R *x, const R *decay, const R *v0, R *v) {                                      \
-        integrate<R>({T, K, groups, n, per_cell, threads}, x, decay, v0, v);                                            \
+        scan<LI, R>({T, K, groups, n, per_cell, threads}, x, decay, v0, 0, v, nullptr);                                 \
     }                                                                                                                   \
     void integrate_backward_##suffix(SCAN, const R *dv, const R *v, const R *decay, const R *v0, R *dx, R *changes,     \
                                      R *dv0) {                                                                          \
         integrate_backward<R>({T, K, groups, n, per_cell, threads}, dv, v, decay, v0, dx, changes, dv0);                \
     }                                                                                                                   \
     void fire_##suffix(SCAN, const R *x, const R *decay, const R *v0, double v_th, R *z, R *last) {                     \
-        fire<R>({T, K, groups, n, per_cell, threads}, x, decay, v0, v_th, z, last);                                     \
+        scan<LIF, R>({T, K, groups, n, per_cell, threads}, x, decay, v0, v_th, z, last);                                \
     }                                                                                                                   \
     void fire_backward_##suffix(SCAN, const R *dz, const R *dlast, const R *x, const R *decay, const R *v0,             \
                                 double v_th, double alpha, R *dx, R *changes, R *dv0) {                                 \
