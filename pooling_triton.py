@@ -1,9 +1,10 @@
 """`pooling.pooled_neurons` as Triton kernels, for CUDA: one pass forward, two backward.
 
 Forward a program takes BLOCK columns of 2 x 2 cells through all of time, their voltages in registers: each
-current passes through memory once, and a quarter of the responses.  Backward it takes BLOCK cells, computes
-their voltages again into working memory of the size of the current, and walks back.  Where K channels share a
-current, they follow each other in one program, which adds up their gradients.  Channels are last in memory.
+current passes through memory once, and a quarter of the responses.  Backward it takes BLOCK cells and walks
+through time to note their voltages every SEGMENT steps; then it walks back over the segments, each computed
+again in registers.  Where K channels share a current, they follow each other in one program, which adds up
+their gradients.  Channels are last in memory.
 Tested on a CPU by Triton's interpreter (TRITON_INTERPRET=1), and by compiling for a GPU.
 """
 
@@ -12,7 +13,8 @@ import triton
 import triton.language as tl
 
 BLOCK = 256  # of a program
-N_WARPS = 4
+SEGMENT = 8  # steps that are in registers at a time
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # multiplications and additions apart, as in the loops
 
 
 @triton.jit
@@ -87,15 +89,17 @@ def _corner(x_ptr, inside, v, decay, v_th, weight, NET: tl.constexpr, SKIP: tl.c
 
 
 @triton.jit
-def _charge_again(x_ptr, u_ptr, v, inside, decay, v_th, T, step, NET: tl.constexpr):
-    """Writes all voltages before the reset."""
-    for _ in range(T):
+def _note_starts(
+    x_ptr, starts_ptr, v, inside, decay, v_th, T, step, NET: tl.constexpr, SEGMENT: tl.constexpr
+):
+    """Writes the voltages before every segment."""
+    for t in range(T):
+        if t % SEGMENT == 0:
+            tl.store(starts_ptr, v, mask=inside)
+            starts_ptr += step
         x = tl.load(x_ptr, mask=inside, other=0.0).to(v.dtype)
-        u = _charge(x, v, decay, NET)
-        v = _reset(u, v_th, NET)
-        tl.store(u_ptr, u, mask=inside)
+        v = _reset(_charge(x, v, decay, NET), v_th, NET)
         x_ptr += step
-        u_ptr += step
     tl.debug_barrier()
 
 
@@ -146,10 +150,11 @@ def _pool(
 
 @triton.jit
 def _pool_backward(
-    dpooled_ptr, dlast_ptr, each_ptr, x_ptr, decay_ptr, v0_ptr, skip_ptr, u_ptr, dx_ptr, dv0_ptr,
+    dpooled_ptr, dlast_ptr, each_ptr, x_ptr, decay_ptr, v0_ptr, skip_ptr, starts_ptr, dx_ptr, dv0_ptr,
     changes_ptr, skips_ptr, v_th, alpha, T, K, groups, B, H, W, C, STATE: tl.constexpr,
     NET: tl.constexpr, REST: tl.constexpr, SKIP: tl.constexpr,
     POOLED: tl.constexpr, LAST: tl.constexpr, EACH: tl.constexpr, TO_REST: tl.constexpr, BLOCK: tl.constexpr,
+    SEGMENT: tl.constexpr,
 ):  # fmt: skip
     group, b = (tl.program_id(1) // B).to(tl.int64), (tl.program_id(1) % B).to(tl.int64)
     cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -168,33 +173,40 @@ def _pool_backward(
         )
         nothing = tl.full((BLOCK,), 0.0, STATE)
         start = nothing + _load_cells(v0_ptr + state, inside, not REST)
-        h_u = nothing + _load_cells(dlast_ptr + state, inside, LAST)
+        h_v = nothing + _load_cells(dlast_ptr + state, inside, LAST)
         changes, skips = nothing, nothing
         if NET != 0:
-            _charge_again(x_ptr + at, u_ptr + at, start, inside, decay, v_th, T, step, NET)
-        for s in range(T):
-            t = T - 1 - s
-            x = tl.load(x_ptr + t * step + at, mask=inside, other=0.0).to(STATE)
-            from_ptr = dpooled_ptr + t * pooled_step + (((k * B + b) * h + i) * w + j) * C + c
-            dy = 0.25 * (nothing + _load_cells(from_ptr, is_pooled, POOLED)) + each
-            u, before = x, start
-            if NET != 0:
-                u = tl.load(u_ptr + t * step + at, mask=inside, other=0.0)
-                if t > 0:
-                    before = _reset(tl.load(u_ptr + (t - 1) * step + at, mask=inside, other=0.0), v_th, NET)
-            g = _gradient(u, h_u, dy, v_th, alpha, NET)
-            dx = g
-            if NET != 0:
-                changes += g * (x - before)
-                h_u = (1 - decay) * g
-                dx = decay * g
-            if SKIP:
-                skips += dy * x
-                dx += weight * dy
-            if k >= groups:
-                dx += tl.load(dx_ptr + t * step + at, mask=inside, other=0.0).to(STATE)
-            tl.store(dx_ptr + t * step + at, dx, mask=inside)
-        _store_cells(dv0_ptr + state, h_u, inside, TO_REST)
+            _note_starts(x_ptr + at, starts_ptr + at, start, inside, decay, v_th, T, step, NET, SEGMENT)
+        segments = (T + SEGMENT - 1) // SEGMENT
+        for s in range(segments):
+            segment = segments - 1 - s
+            first = segment * SEGMENT
+            v = nothing + _load_cells(starts_ptr + segment * step + at, inside, NET != 0)
+            xs, us, vs, dys = (), (), (), ()  # currents, voltages, those before a step, outputs' gradients
+            for n in tl.static_range(SEGMENT):
+                t, there = first + n, inside & (first + n < T)
+                x = tl.load(x_ptr + t * step + at, mask=there, other=0.0).to(STATE)
+                from_ptr = dpooled_ptr + t * pooled_step + (((k * B + b) * h + i) * w + j) * C + c
+                dy = 0.25 * (nothing + _load_cells(from_ptr, is_pooled & there, POOLED)) + each
+                u = _charge(x, v, decay, NET)
+                xs, us, vs, dys = xs + (x,), us + (u,), vs + (v,), dys + (dy,)
+                v = _reset(u, v_th, NET)
+            for n in tl.static_range(SEGMENT - 1, -1, -1):
+                t, there = first + n, inside & (first + n < T)
+                x, dy = xs[n], dys[n]
+                g = _gradient(us[n], h_v, dy, v_th, alpha, NET)
+                dx = g
+                if NET != 0:
+                    changes += tl.where(there, g * (x - vs[n]), 0.0)
+                    h_v = tl.where(there, (1 - decay) * g, h_v)
+                    dx = decay * g
+                if SKIP:
+                    skips += dy * x
+                    dx += weight * dy
+                if k >= groups:
+                    dx += tl.load(dx_ptr + t * step + at, mask=there, other=0.0).to(STATE)
+                tl.store(dx_ptr + t * step + at, dx, mask=there)
+        _store_cells(dv0_ptr + state, h_v, inside, TO_REST)
         _store_cells(changes_ptr + state, changes, inside, NET != 0)
         _store_cells(skips_ptr + state, skips, inside, SKIP)
         tl.debug_barrier()  # before the next k takes the working memory
@@ -212,7 +224,7 @@ def pool(net, K, current, decay, v0, skips, v_th):
     pointers = current, decay, v0, skips, pooled, last, sums
     flags = dict(STATE=TYPES[dtype], NET=net, REST=v0 is None, SKIP=skips is not None)
     with torch.cuda.device_of(current):
-        _pool[grid](*_some(pointers), v_th, T, K, groups, B, H, W, C, **flags, BLOCK=BLOCK, num_warps=N_WARPS)
+        _pool[grid](*_some(pointers), v_th, T, K, groups, B, H, W, C, **flags, BLOCK=BLOCK, **OPTIONS)
     return pooled, last, sums.sum(1, dtype=torch.float64)
 
 
@@ -221,18 +233,20 @@ def pool_backward(net, K, grads, current, decay, v0, skips, v_th, alpha, to_rest
     T, groups, B, H, W, C = current.shape
     dtype = _state_dtype(current, decay)
     grad_current = torch.empty_like(current, dtype=current.dtype if groups == K else dtype)
-    voltages = None if net == 0 else torch.empty_like(current, dtype=dtype)
+    starts = None if net == 0 else current.new_empty(triton.cdiv(T, SEGMENT), *current.shape[1:], dtype=dtype)
     grad_v0 = torch.empty_like(v0) if to_rest else None
     grid = (triton.cdiv(H * W * C, BLOCK), groups * B)
     over_time = current.new_zeros(2, K, B * H * W * C, dtype=dtype)  # at decays, at skips
-    pointers = *grads, current, decay, v0, skips, voltages, grad_current, grad_v0, *over_time
+    pointers = *grads, current, decay, v0, skips, starts, grad_current, grad_v0, *over_time
     given = dict(zip(("POOLED", "LAST", "EACH"), (grad is not None for grad in grads), strict=True))
     flags = dict(
         STATE=TYPES[dtype], NET=net, REST=v0 is None, SKIP=skips is not None, TO_REST=to_rest, **given
     )
     sizes = T, K, groups, B, H, W, C
     with torch.cuda.device_of(current):
-        _pool_backward[grid](*_some(pointers), v_th, alpha, *sizes, **flags, BLOCK=BLOCK, num_warps=N_WARPS)
+        _pool_backward[grid](
+            *_some(pointers), v_th, alpha, *sizes, **flags, BLOCK=BLOCK, SEGMENT=SEGMENT, **OPTIONS
+        )
     return grad_current, over_time.sum(2, dtype=torch.float64).T, grad_v0
 
 

@@ -21,7 +21,9 @@ from temporal import (
 )
 
 CONSTANTS = torch.tensor(V_TH).item(), ALPHA  # of LIF neurons; the threshold in float32, as published
-BAND = 2**23  # cells of a band's responses, over all steps: they stay in cache, and bound the memory
+# cells of a band's responses, over all steps, which bound the memory: on a CPU they stay in cache, on a GPU
+# each band costs the start of some twenty kernels
+BAND = {"cpu": 2**23, "cuda": 2**28}
 
 
 def respond(net, current, rate_hz, state=None, backend="auto"):
@@ -47,7 +49,8 @@ def layer_response(fields, frames, state=None, channels=None, pool=None):
     frames = spatial.normalise(frames, channels or len(fields))
     weight = spatial.spatial.weight
     if fields[0].recompute and pool is not None and spatial.convolution != "spectral":
-        rows = 2 * max(1, BAND // (2 * len(fields) * frames[:, :, :, 0, 0].numel() * len(weight)))
+        band = BAND.get(frames.device.type, BAND["cpu"])
+        rows = 2 * max(1, band // (2 * len(fields) * frames[:, :, :, 0, 0].numel() * len(weight)))
         if rows < frames.shape[-2] and not spectral_is_faster(frames.flatten(0, 2), weight):
             return banded_response(fields, frames, weight, state, pool, rows)
     current = convolve(frames.flatten(0, 2), weight, spatial.convolution)

@@ -142,7 +142,7 @@ class _LeakyIntegrator(torch.autograd.Function):
 
 
 class _IntegrateAndFire(torch.autograd.Function):
-    """`_lif_loop` with its gradient written out: only u, the voltages before the reset, are kept, or
+    """`_lif_loop` with its gradient written out: what is kept are u, the voltages before the reset, or
     the current, from which the backward pass computes them again.
 
     With h[t] the gradient at v[t] and s(u) the surrogate's slope, z[t] = u[t] > v_th, v[t] = (1 - z[t]) u[t]:
@@ -153,15 +153,15 @@ class _IntegrateAndFire(torch.autograd.Function):
     @staticmethod
     def forward(ctx, current, decay, v0, v_th, alpha):
         kept, spikes, last = _kernels(v0).fire(current, decay, v0, v_th)
-        ctx.save_for_backward(kept, decay, v0, v_th, alpha)
+        ctx.save_for_backward(*kept, decay, v0, v_th, alpha)
         ctx.groups, ctx.dtype = current.shape[1], current.dtype
         return spikes, last
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_spikes, grad_last):
-        kept, decay, v0, *constants = ctx.saved_tensors
-        arguments = grad_spikes, grad_last, kept, decay, v0, *constants, ctx.groups
+        *kept, decay, v0, v_th, alpha = ctx.saved_tensors
+        arguments = grad_spikes, grad_last, kept, decay, v0, v_th, alpha, ctx.groups
         return *_wanted(ctx, decay, *_kernels(v0).fire_backward(*arguments)), None, None
 
 

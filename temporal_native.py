@@ -26,16 +26,17 @@ def integrate_backward(grad_voltages, voltages, decay, v0, groups):
 
 
 def fire(current, decay, v0, v_th):
-    """The current, to be kept, and spikes (T, K, n) of LIF neurons and the last voltages (K, n); bit by bit
+    """What to keep, the current, spikes (T, K, n) of LIF neurons and the last voltages (K, n); bit by bit
     those of the loop."""
     current = current.to(v0.dtype)
     spikes, last = v0.new_empty((len(current), *v0.shape)), v0.new_empty(v0.shape)
     _scan("fire", current, decay, v0, (current, decay, v0), v_th.item(), spikes, last)
-    return current, spikes, last
+    return (current,), spikes, last
 
 
-def fire_backward(grad_spikes, grad_last, current, decay, v0, v_th, alpha, groups):
+def fire_backward(grad_spikes, grad_last, kept, decay, v0, v_th, alpha, groups):
     """As `integrate_backward`."""
+    (current,) = kept
     grads = _room(current, v0, groups)
     inputs = grad_spikes, grad_last, current, decay, v0
     _scan("fire_backward", current, decay, v0, inputs, v_th.item(), alpha.item(), *grads)

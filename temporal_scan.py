@@ -42,8 +42,8 @@ def integrate_backward(grad_voltages, voltages, decay, v0, groups):
 
 
 def fire(current, decay, v0, v_th):
-    """Voltages before the reset and spikes (T, K, n) of LIF neurons, and the last voltages (K, n); bit by bit
-    those of the loop."""
+    """What to keep, voltages before the reset, spikes (T, K, n) of LIF neurons, and the last voltages (K, n);
+    bit by bit those of the loop."""
 
     def walk(x, d, start, u, z, v):
         v.copy_(start)
@@ -57,11 +57,12 @@ def fire(current, decay, v0, v_th):
     before_reset = v0.new_empty((len(current), *v0.shape))
     spikes, last = torch.empty_like(before_reset), torch.empty_like(v0)
     _each_block(walk, current, decay, v0, before_reset, spikes, last)
-    return before_reset, spikes, last
+    return (before_reset,), spikes, last
 
 
-def fire_backward(grad_spikes, grad_last, before_reset, decay, v0, v_th, alpha, groups):
+def fire_backward(grad_spikes, grad_last, kept, decay, v0, v_th, alpha, groups):
     """As `integrate_backward`."""
+    (before_reset,) = kept
     grads, add = _gradients(before_reset, v0, groups)
 
     def walk(dz, dv, u, d, start, *grad):

@@ -1,9 +1,11 @@
 """The scans of `temporal.py` as Triton kernels, for CUDA: one pass forward, one backward.
 
 A program takes BLOCK cells of a step through all of time: their voltage stays in registers, and each current,
-voltage and gradient passes through memory once.  Same equations, same saved tensors, same shapes as the scans
-of the CPU: current (T, 1 or K, n), decay (K, 1 or n), v0 (K, n).  States are float32 (float64 for float64)
-whatever the dtype of the current.  Tested on a CPU by Triton's interpreter (TRITON_INTERPRET=1).
+output and gradient passes through memory once.  Of neurons that fire the current is kept, and the voltages
+before every SEGMENT steps: the backward pass computes a segment again in registers.  Same equations and
+shapes as the scans of the CPU: current (T, 1 or K, n), decay (K, 1 or n), v0 (K, n).  States are float32
+(float64 for float64) whatever the dtype of the current.  Tested on a CPU by Triton's interpreter
+(TRITON_INTERPRET=1), and by compiling for a GPU.
 """
 
 import torch
@@ -11,7 +13,8 @@ import triton
 import triton.language as tl
 
 BLOCK = 512  # cells of a program
-N_WARPS = 4
+SEGMENT = 4  # steps that a backward pass has in registers at a time
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # multiplications and additions apart, as in the loops
 
 
 @triton.jit
@@ -71,75 +74,65 @@ def _integrate_backward(
 
 @triton.jit
 def _fire(
-    x_ptr,
-    decay_ptr,
-    v0_ptr,
-    v_th_ptr,
-    u_ptr,
-    z_ptr,
-    last_ptr,
-    T,
-    K,
-    groups,
-    n,
-    end,
-    PER_CELL: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x_ptr, decay_ptr, v0_ptr, v_th_ptr, starts_ptr, z_ptr, last_ptr, T, K, groups, n, end,
+    PER_CELL: tl.constexpr, BLOCK: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
     k, cell, inside, at_decay = _cell(n, PER_CELL, BLOCK)
     decay = tl.load(decay_ptr + at_decay, mask=inside, other=0.0)
     v = tl.load(v0_ptr + k * n + cell, mask=inside, other=0.0)
     v_th = tl.load(v_th_ptr)
     x_ptr += (k % groups) * n + cell
-    u_ptr += k * n + cell
+    starts_ptr += k * n + cell
     z_ptr += k * n + cell
-    for _ in range(T):
+    for t in range(T):
+        if t % SEGMENT == 0:
+            tl.store(starts_ptr, v, mask=inside)
+            starts_ptr += K * n
         x = tl.load(x_ptr, mask=inside, other=0.0).to(v.dtype)
         u = v + decay * (x - v)
         fires = u - v_th > 0
-        tl.store(u_ptr, u, mask=inside)
         tl.store(z_ptr, fires.to(v.dtype), mask=inside)
         v = tl.where(fires, 0.0, u)
         x_ptr += groups * n
-        u_ptr += K * n
         z_ptr += K * n
     tl.store(last_ptr + k * n + cell, v, mask=inside)
 
 
 @triton.jit
 def _fire_backward(
-    dz_ptr, dlast_ptr, u_ptr, decay_ptr, v0_ptr, v_th_ptr, alpha_ptr, dx_ptr, changes_ptr, dv0_ptr,
-    T, K, groups, n, end, PER_CELL: tl.constexpr, BLOCK: tl.constexpr,
+    dz_ptr, dlast_ptr, x_ptr, starts_ptr, decay_ptr, v_th_ptr, alpha_ptr, dx_ptr, changes_ptr, dv0_ptr,
+    T, K, groups, n, end, PER_CELL: tl.constexpr, BLOCK: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
     k, cell, inside, at_decay = _cell(n, PER_CELL, BLOCK)
     decay = tl.load(decay_ptr + at_decay, mask=inside, other=0.0)
     v_th = tl.load(v_th_ptr)
     alpha = tl.load(alpha_ptr)
-    last = end + k * n + cell
-    dz_ptr += last
-    u_ptr += last
-    dx_ptr += last
-    u = tl.load(u_ptr, mask=inside, other=0.0)
     h = tl.load(dlast_ptr + k * n + cell, mask=inside, other=0.0)
-    changes = tl.full((BLOCK,), 0.0, u.dtype)
-    for t in range(T):
-        u_ptr -= K * n
-        if t < T - 1:
-            u_before = tl.load(u_ptr, mask=inside, other=0.0)
-            before = tl.where(u_before - v_th > 0, 0.0, u_before)
-        else:
-            u_before = tl.load(v0_ptr + k * n + cell, mask=inside, other=0.0)
-            before = u_before
-        distance = u - v_th
-        steepness = alpha * tl.abs(distance) + 1
-        dz = tl.load(dz_ptr, mask=inside, other=0.0)
-        g = tl.where(distance > 0, 0.0, h) + (dz - u * h) / (steepness * steepness)
-        changes += g * (u - before)
-        tl.store(dx_ptr, decay * g, mask=inside)
-        h = (1 - decay) * g
-        u = u_before
-        dz_ptr -= K * n
-        dx_ptr -= K * n
+    changes = tl.full((BLOCK,), 0.0, h.dtype)
+    segments = (T + SEGMENT - 1) // SEGMENT
+    for s in range(segments):
+        segment = k * 0 + segments - 1 - s  # 64 bits
+        v = tl.load(starts_ptr + (segment * K + k) * n + cell, mask=inside, other=0.0)
+        us, vs, dzs = (), (), ()  # voltages before the reset, those before the step, gradients at spikes
+        for i in tl.static_range(SEGMENT):
+            t = segment * SEGMENT + i
+            there = inside & (t < T)
+            x = tl.load(x_ptr + (t * groups + k % groups) * n + cell, mask=there, other=0.0).to(v.dtype)
+            dz = tl.load(dz_ptr + (t * K + k) * n + cell, mask=there, other=0.0)
+            u = v + decay * (x - v)
+            us, vs, dzs = us + (u,), vs + (v,), dzs + (dz,)
+            v = tl.where(u - v_th > 0, 0.0, u)
+        for i in tl.static_range(SEGMENT - 1, -1, -1):
+            t = segment * SEGMENT + i
+            there = inside & (t < T)
+            u = us[i]
+            distance = u - v_th
+            steepness = alpha * tl.abs(distance) + 1
+            g = tl.where(distance > 0, 0.0, h) + (dzs[i] - u * h) / (steepness * steepness)
+            changes += tl.where(there, g * (u - vs[i]), 0.0)
+            # one per k: the caller adds up where K share a current
+            tl.store(dx_ptr + (t * K + k) * n + cell, decay * g, mask=there)
+            h = tl.where(there, (1 - decay) * g, h)
     tl.store(changes_ptr + k * n + cell, changes, mask=inside)
     tl.store(dv0_ptr + k * n + cell, h, mask=inside)
 
@@ -160,25 +153,29 @@ def integrate_backward(grad_voltages, voltages, decay, v0, groups):
 
 
 def fire(current, decay, v0, v_th):
-    """Voltages before the reset and spikes (T, K, n) of LIF neurons, and the last voltages (K, n)."""
-    before_reset = v0.new_empty((len(current), *v0.shape))
-    spikes, last = torch.empty_like(before_reset), torch.empty_like(v0)
-    _launch(_fire, current, decay, v0, (current, decay, v0, v_th, before_reset, spikes, last))
-    return before_reset, spikes, last
+    """What to keep, current and voltages before each segment, spikes (T, K, n) of LIF neurons, and the last
+    voltages (K, n)."""
+    T, shape = len(current), v0.shape
+    starts, spikes = v0.new_empty((triton.cdiv(T, SEGMENT), *shape)), v0.new_empty((T, *shape))
+    last = torch.empty_like(v0)
+    _launch(_fire, current, decay, v0, (current, decay, v0, v_th, starts, spikes, last), SEGMENT=SEGMENT)
+    return (current, starts), spikes, last
 
 
-def fire_backward(grad_spikes, grad_last, before_reset, decay, v0, v_th, alpha, groups):
+def fire_backward(grad_spikes, grad_last, kept, decay, v0, v_th, alpha, groups):
     """As `integrate_backward`."""
-    dx, changes, dv0 = torch.empty_like(before_reset), torch.empty_like(v0), torch.empty_like(v0)
-    arguments = (grad_spikes.contiguous(), grad_last.contiguous(), before_reset, decay, v0, v_th, alpha)
-    _launch(_fire_backward, before_reset, decay, v0, (*arguments, dx, changes, dv0))
+    current, starts = kept
+    dx, changes, dv0 = v0.new_empty((len(current), *v0.shape)), torch.empty_like(v0), torch.empty_like(v0)
+    arguments = (grad_spikes.contiguous(), grad_last.contiguous(), current, starts, decay, v_th, alpha)
+    _launch(_fire_backward, current, decay, v0, (*arguments, dx, changes, dv0), SEGMENT=SEGMENT)
     return dx if groups == len(v0) else dx.sum(1, keepdim=True), changes, dv0
 
 
-def _launch(kernel, steps, decay, v0, pointers):
+def _launch(kernel, steps, decay, v0, pointers, **constants):
     (T, groups, _), (K, n) = steps.shape, v0.shape
     grid = (triton.cdiv(n, BLOCK), K)
     end = (T - 1) * K * n  # where the last step begins
     per_cell = decay.shape[1] > 1
     with torch.cuda.device_of(v0):
-        kernel[grid](*pointers, T, K, groups, n, end, PER_CELL=per_cell, BLOCK=BLOCK, num_warps=N_WARPS)
+        constants |= {"PER_CELL": per_cell, "BLOCK": BLOCK} | OPTIONS
+        kernel[grid](*pointers, T, K, groups, n, end, **constants)

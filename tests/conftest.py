@@ -85,10 +85,10 @@ def kernels(request, monkeypatch):
 
 @pytest.fixture(scope="session")
 def interpreted():
-    """`interpreted(name, block)`: a module of Triton kernels with another BLOCK, interpreted, which Triton
-    decides where they are defined."""
+    """`interpreted(name, BLOCK=64)`: a module of Triton kernels with other constants, interpreted, which
+    Triton decides where they are defined."""
 
-    def load(name, block):
+    def load(name, **constants):
         pytest.importorskip("triton", reason="Triton does not come with torch on this platform")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
@@ -96,7 +96,7 @@ def interpreted():
             spec = importlib.util.spec_from_file_location(f"interpreted_{name}", path)
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
-        module.BLOCK = block
+        vars(module).update(constants)
         return module
 
     return load

@@ -39,7 +39,7 @@ def curve(step, parameters, config, dtype):
 def test_fifty_steps_follow_the_oracle(project, monkeypatch, net, dtype):
     """Within 1e-4 of the loss: in float32, with convolutions over frequencies and the first layer in bands.
     LIF in float64, since a spike that rounding flips is a different input."""
-    monkeypatch.setattr(response, "BAND", 2**11)
+    monkeypatch.setitem(response.BAND, "cpu", 2**11)
     config = Config(net=net, convolution="auto", **CONFIG)
     losses = []
     for side in ("ours", "theirs"):

@@ -22,7 +22,7 @@ CONFIG = dict(
 def one_pass(request, monkeypatch, interpreted):
     """Kernels that `pooled_neurons` runs on."""
     if request.param == "triton":
-        kernels = interpreted("pooling_triton", block=64)
+        kernels = interpreted("pooling_triton", BLOCK=64, SEGMENT=2)
         monkeypatch.setattr(pooling, "_kernels", lambda tensor: kernels)
     elif native.library() is None:
         pytest.skip("no C++ compiler")
@@ -114,7 +114,7 @@ def test_states_are_broadcast_and_other_shapes_refused(one_pass):
 @pytest.mark.parametrize("net", ["li", "lif", "ann"])
 def test_narrow_currents_on_a_gpu(monkeypatch, interpreted, net, dtype):
     """Voltages are float32 whatever the current is, and its gradient is of its own dtype."""
-    kernels = interpreted("pooling_triton", block=16)
+    kernels = interpreted("pooling_triton", BLOCK=16, SEGMENT=2)
     monkeypatch.setattr(pooling, "_kernels", lambda tensor: kernels)
     current = torch.randn(4, 2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     decay = None if net == "ann" else torch.tensor([0.1, 0.3])
@@ -160,7 +160,7 @@ def test_bands_are_the_whole(project, monkeypatch, net, skips, normalisation):
     options = CONFIG | {"net": net, "skip_connections": skips, "batch_normalization": normalisation}
     runs, bands = [], []
     banded = response.banded_response
-    monkeypatch.setattr(response, "BAND", 2**12)  # 6 bands of the 26 rows
+    monkeypatch.setitem(response.BAND, "cpu", 2**12)  # 6 bands of the 26 rows
     monkeypatch.setattr(response, "banded_response", lambda *args: bands.append(args[-1]) or banded(*args))
     for checkpointed in (0, 1):
         system = project.build(Config(**options, checkpoint_activations=checkpointed))

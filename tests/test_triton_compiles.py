@@ -1,4 +1,7 @@
-"""The Triton kernels compile for a GPU, without one; the interpreter lets pass what the compiler does not."""
+"""The Triton kernels compile for a GPU, without one; the interpreter lets pass what the compiler does not.
+
+What is compiled tells more: that kernels round as the loops do, and fetch several numbers at a time.
+"""
 
 import itertools
 
@@ -14,31 +17,58 @@ import pooling_triton  # noqa: E402
 import temporal_triton  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
+SCANS = ("_integrate", "_integrate_backward", "_fire", "_fire_backward")
 GIVEN = ("REST", "SKIP", "POOLED", "LAST", "EACH", "TO_REST")
+ONES = ("T", "K", "groups", "B", "C")  # Triton compiles sizes of 1 on their own
 
 
-def compiled(module, kernel, narrow=False, **constants):
+def compiled(module, kernel, types=None, divisible=(), **constants):
+    """Its PTX.  types: of arguments, others are int32 or pointers to float32; divisible: those that 16
+    divides, which Triton finds out as well."""
     kernel = getattr(module, kernel)
-    constants |= {"BLOCK": module.BLOCK}
-    types = {"v_th": "fp32", "alpha": "fp32"} if module is pooling_triton else {}
-    types |= {name: "*fp32" for name in kernel.arg_names if name.endswith("_ptr")}
-    types |= {"x_ptr": "*bf16"} if narrow else {}
+    constants |= {"BLOCK": module.BLOCK, "SEGMENT": module.SEGMENT}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    types |= dict.fromkeys(constants, "constexpr")
-    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
-    source = ASTSource(kernel, signature=signature, constexprs=constants)
-    return triton.compile(source, target=HOPPER, options={"num_warps": module.N_WARPS}).asm["cubin"]
+    found = {name: "*fp32" for name in kernel.arg_names if name.endswith("_ptr")}
+    found |= {"v_th": "fp32", "alpha": "fp32"} if module is pooling_triton else {}
+    found |= (types or {}) | dict.fromkeys(constants, "constexpr")
+    signature = {name: found.get(name, "i32") for name in kernel.arg_names}
+    attributes = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(kernel.arg_names)
+        if name in divisible or (divisible and name.endswith("_ptr"))
+    }
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    result = triton.compile(source, target=HOPPER, options=module.OPTIONS).asm
+    assert result["cubin"]
+    return result["ptx"]
 
 
 @pytest.mark.parametrize("per_cell", [False, True])
-@pytest.mark.parametrize("kernel", ["_integrate", "_integrate_backward", "_fire", "_fire_backward"])
+@pytest.mark.parametrize("kernel", SCANS)
 def test_scans(kernel, per_cell):
-    assert compiled(temporal_triton, kernel, PER_CELL=per_cell)
+    for types in ({}, {"n": "i64", "end": "i64"}):
+        assert "fma" not in compiled(temporal_triton, kernel, types, PER_CELL=per_cell)
+    assert compiled(temporal_triton, kernel, **dict.fromkeys(ONES, 1), PER_CELL=per_cell)
+
+
+@pytest.mark.parametrize("kernel", SCANS)
+def test_scans_move_16_bytes_at_a_time(kernel):
+    ptx = compiled(temporal_triton, kernel, divisible=("n", "end"), PER_CELL=False)
+    assert "ld.global.v4" in ptx and "st.global.v4" in ptx
 
 
 @pytest.mark.parametrize("net", [0, 1, 2])
 @pytest.mark.parametrize("kernel", ["_pool", "_pool_backward"])
 def test_neurons_and_pooling(kernel, net):
     for given, narrow in itertools.product([False, True], [False, True]):
-        options = dict.fromkeys(GIVEN, given)
-        assert compiled(pooling_triton, kernel, narrow, STATE=tl.float32, NET=net, **options)
+        options = dict.fromkeys(GIVEN, given) | {"STATE": tl.float32, "NET": net}
+        types = {"x_ptr": "*bf16", "dx_ptr": "*bf16"} if narrow else {}
+        assert "fma" not in compiled(pooling_triton, kernel, types, **options)
+    assert compiled(pooling_triton, kernel, **options, **dict.fromkeys(ONES, 1))
+
+
+@pytest.mark.parametrize("kernel", ["_pool", "_pool_backward"])
+def test_neurons_and_pooling_move_8_bytes_at_a_time(kernel):
+    options = dict.fromkeys(GIVEN, False) | {"POOLED": True, "STATE": tl.float32, "NET": 1}
+    ptx = compiled(pooling_triton, kernel, divisible=("C",), **options)
+    assert "ld.global.v2" in ptx and "st.global.v2" in ptx

@@ -1,0 +1,89 @@
+"""A training step on a device whose values nobody sees: torch's "meta", in place of a GPU.
+
+Reading a value back (`.item()`, a branch on one, `nonzero`) raises there, and so does mixing with the CPU's
+tensors.  What passes neither waits for a GPU nor leaves a tensor behind.  The Triton kernels stand still.
+"""
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+
+import pooling
+import response
+import temporal
+from config import Config
+from dataset import EventBatch
+from learn_shapes import ShapesModel
+
+pooling_triton = pytest.importorskip("pooling_triton", reason="Triton does not come with torch here")
+import temporal_triton  # noqa: E402
+
+KERNELS = {
+    temporal_triton: ("_integrate", "_integrate_backward", "_fire", "_fire_backward"),
+    pooling_triton: ("_pool", "_pool_backward"),
+}
+
+
+class Kernel:
+    """In place of a Triton kernel: counts its launches, and wants every tensor on the device."""
+
+    def __init__(self):
+        self.launches = 0
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **_):
+            self.launches += 1
+            tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
+            assert tensors and all(tensor.is_meta and tensor.is_contiguous() for tensor in tensors)
+
+        return launch
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Takes "meta" for a GPU; gives the kernels by name."""
+    kernels = {}
+    for module, names in KERNELS.items():
+        for name in names:
+            kernels[name] = Kernel()
+            monkeypatch.setattr(module, name, kernels[name])
+    monkeypatch.setattr(temporal, "_kernels", lambda tensor: temporal_triton)
+    monkeypatch.setattr(pooling, "_kernels", lambda tensor: pooling_triton)
+    monkeypatch.setattr(response, "is_one_pass", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "device_of", contextlib.nullcontext)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # there is none for "meta"
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())
+    monkeypatch.setitem(response.BAND, "cpu", 2**14)
+    return kernels
+
+
+def test_what_reads_a_value_is_found():
+    x = torch.ones(3, device="meta")
+    for reading in (lambda: x.sum().item(), lambda: bool(x.any()), x.nonzero, lambda: x + torch.ones(3)):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            reading()
+
+
+@pytest.mark.parametrize("skips", [0, 1])
+@pytest.mark.parametrize("sharing, normalisation", [(1, 0), (1, 1), (0, 1)])
+@pytest.mark.parametrize(
+    "net, coordinate", [("li", "dsntli"), ("lif", "dsntli"), ("ann", "dsnt"), ("li", "pixel")]
+)
+def test_a_step_reads_nothing_back(gpu, net, coordinate, sharing, normalisation, skips):
+    sizes = dict(resolution=(52, 46), timesteps=3, batch_size=2, n_spatial_scales=1, n_temporal_scales=2)
+    options = dict(weight_sharing=sharing, batch_normalization=normalisation, skip_connections=skips)
+    config = Config(net=net, coordinate=coordinate, **sizes, **options)
+    model = ShapesModel(**dataclasses.asdict(config)).to("meta")
+    batch = EventBatch(torch.arange(9).int(), torch.tensor([4, 5]), 40 * torch.rand(2, 3, 3, 2))
+    tracking, _, labels_px = model.track(EventBatch(*(part.to("meta") for part in batch)))
+    terms, *_ = model.terms(tracking, labels_px)
+    (terms["loss"] + terms.get("spike_reg", 0)).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert all(gradient.is_meta for gradient in gradients.values())
+    assert any(name.endswith("spatial.weight") for name in gradients)
+    launched = {name for name, kernel in gpu.items() if kernel.launches}
+    assert {"_pool", "_pool_backward"} < launched or net == "ann"
+    assert ("_fire_backward" in launched) == (net == "lif")
