@@ -1,6 +1,6 @@
 """Convolution over frequencies against torch's own, forward and backward, over shapes: the rule of `auto`.
 
-python3 -m benchmarks.conv [--runs 2] [--save]
+python3 -m benchmarks.conv [--runs 2] [--device cuda] [--save]
 
 Values and gradients are asserted equal first.  Behind each shape: how many times fewer multiplications
 frequencies need (`convolution.multiplications`), and what `auto` takes.  Not slower than the direct way where
@@ -33,13 +33,19 @@ def step(method, frames, weight, probe):
     return out, *torch.autograd.grad(out, (frames, weight), probe)
 
 
-def measure(name, runs):
+def measure(name, runs, device):
     n, C, size, N, k = SHAPES[name]
-    frames = torch.randn(n, C, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
-    weight = torch.randn(N, C, k, k, requires_grad=True)
-    probe = torch.randn(n, N, size, size).contiguous(memory_format=torch.channels_last)
+    frames, probe = (
+        torch.randn(n, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
+        for channels in (C, N)
+    )
+    frames.requires_grad_()
+    weight = torch.randn(N, C, k, k, device=device, requires_grad=True)
     few = (frames.detach()[:2].requires_grad_(), weight, probe[:2])
-    for actual, wanted in zip(step("spectral", *few), step("direct", *few), strict=True):
+    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    equal = zip(step("spectral", *few), step("direct", *few), strict=True)
+    torch.backends.cudnn.allow_tf32 = tf32
+    for actual, wanted in equal:
         assert (actual - wanted).abs().max() < 1e-5 * wanted.abs().max()
     direct, spectral = multiplications(frames.shape, weight.shape)
     taken = "spectral" if spectral_is_faster(frames, weight) else "direct"
@@ -59,15 +65,17 @@ def main():
     parser = argparse.ArgumentParser("benchmarks.conv", description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=2, help="pairs (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/conv.md")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--save", action="store_true", help="write a table into benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    machine = machine_line(dtype="float32", passes="forward and backward")
+    machine = machine_line(device=arguments.device, dtype="float32", passes="forward and backward")
     print(machine)
-    ratios = [measure(name, arguments.runs) for name in SHAPES]
+    ratios = [measure(name, arguments.runs, arguments.device) for name in SHAPES]
     if arguments.save:
-        write_table("conv", ratios, f"python3 -m benchmarks.conv {' '.join(sys.argv[1:])}", machine)
+        command = f"python3 -m benchmarks.conv {' '.join(sys.argv[1:])}"
+        write_table("conv", ratios, command, machine, arguments.device)
 
 
 if __name__ == "__main__":

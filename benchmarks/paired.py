@@ -100,8 +100,14 @@ def peak_bytes(function) -> int:
     return max(held, default=0)
 
 
-def write_table(name, ratios, command, machine):
-    """The ratios as a Markdown table in benchmarks/results/<name>.md, below what made them."""
+def table_path(name, device="cpu"):
+    """benchmarks/results/<name>.md, or <name>_cuda.md."""
+    RESULTS.mkdir(exist_ok=True)
+    return RESULTS / (f"{name}.md" if device == "cpu" else f"{name}_{device}.md")
+
+
+def write_table(name, ratios, command, machine, device="cpu"):
+    """The ratios as a Markdown table in `table_path(name, device)`, below what made them."""
     rows = [
         f"| {r.name} | {r.median:.3g} | {r.n} | {r.low:.3g}..{r.high:.3g} | {r.ours:.4g} {r.unit} "
         f"| {r.theirs:.4g} {r.unit} |"
@@ -111,7 +117,6 @@ def write_table(name, ratios, command, machine):
         "| theirs over ours | median ratio | n | range | ours | theirs |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    path = RESULTS / f"{name}.md"
-    path.parent.mkdir(exist_ok=True)
+    path = table_path(name, device)
     path.write_text("\n".join([f"`{command.strip()}`", "", machine, "", *head, *rows]) + "\n")
     print(f"written: {path.relative_to(RESULTS.parents[1])}")

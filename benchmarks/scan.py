@@ -1,13 +1,14 @@
 """The scans over time against Norse's cells in a loop, that loop compiled, and SpikingJelly.
 
-python3 -m benchmarks.scan [--batch 8] [--runs 3] [--compile] [--save]
+python3 -m benchmarks.scan [--batch 8] [--runs 3] [--compile] [--device cuda] [--save]
 
 Forward and backward of 40 steps of B x 144 x 75 x 75 cells, the paper's second layer, one time constant.
 Outputs and gradients are asserted equal first, on a small part.  The surrogate's alpha is 1, which is what
 Norse 1.1.0 takes in any case, and where SpikingJelly's SuperSpike agrees; its LIF has a fixed time constant,
 and fires at the threshold, too, which these currents do not meet.  It is left out where it is not installed:
-`pip install --no-deps spikingjelly==2.0.0 loguru` (its dependencies would exchange torch).  At 8 recordings a
-side takes up to 9 GB.
+`pip install --no-deps spikingjelly==2.0.0 loguru` (its dependencies would exchange torch); on a GPU it takes
+its own Triton kernels.  Last, the time that a copy of as many bytes takes as any scan must move.  At 8
+recordings a side takes up to 9 GB.
 """
 
 import argparse
@@ -71,6 +72,15 @@ def assert_equal(way, neuron, current, rate_hz, probe):
             assert wanted.abs().max() > 0
 
 
+def copy_compulsory(current, room):
+    """Moves what any scan must, five tensors of all steps: forward it reads currents and writes outputs,
+    backward it reads outputs' gradients and what was kept, and writes the currents'.  Theirs over ours is the
+    part of a copy's bandwidth that the scan reaches."""
+    half = len(current) // 2
+    for _ in range(5):  # each reads half a tensor and writes half a one
+        room[:half].copy_(current[:half])
+
+
 def main():
     parser = argparse.ArgumentParser("benchmarks.scan", description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
@@ -78,7 +88,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--compile", action="store_true", help="against Norse's loop compiled, too")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/scan.md")
+    parser.add_argument("--save", action="store_true", help="write a table into benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore")
@@ -107,8 +117,12 @@ def main():
             )
             mine, theirs = (functools.partial(step, w, neuron, current, rate_hz, probe) for w in (ours, way))
             ratios.append(alternate(f"{neuron} scan against {name}", mine, theirs, arguments.runs))
+        mine = functools.partial(step, ours, neuron, current, rate_hz, probe)
+        copying = functools.partial(copy_compulsory, current.detach(), torch.empty_like(probe))
+        ratios.append(alternate(f"{neuron} scan against copying as much", mine, copying, arguments.runs))
     if arguments.save:
-        write_table("scan", ratios, f"python3 -m benchmarks.scan {' '.join(sys.argv[1:])}", machine)
+        command = f"python3 -m benchmarks.scan {' '.join(sys.argv[1:])}"
+        write_table("scan", ratios, command, machine, arguments.device)
 
 
 if __name__ == "__main__":

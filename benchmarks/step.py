@@ -1,12 +1,13 @@
 """A training step against the published way: one time step after the other, on Norse's cells.
 
-python3 -m benchmarks.step [--nets li lif ann] [--sizes demo paper] [--runs 2] [--save]
+python3 -m benchmarks.step [--nets li lif ann] [--sizes demo paper] [--runs 2] [--device cuda] [--save]
 
 Ours is `ShapesModel`: warm-up, window, loss and gradients from a batch of sparse events.  Theirs is the model
 of tests/oracles.py with the same weights on the same frames.  Loss and every gradient are asserted equal
-first.  Each side lives in a process of its own, which tells its peak memory beyond what it held before its
-first step.  Events are even noise at the rate of the paper's recordings; dropout is off, whose draws differ.
-A step of theirs at the paper's size takes about a minute on two cores.
+first, with convolutions in full float32; a GPU is then timed as torch sets it, with TF32 on both sides, and
+ours in --precision.  Each side lives in a process of its own, which tells its peak memory beyond what it held
+before its first step.  Events are even noise at the rate of the paper's recordings; dropout is off, whose
+draws differ.  A step of theirs at the paper's size takes about a minute on two cores.
 """
 
 import argparse
@@ -32,14 +33,16 @@ SIZES = {
     "small": {"resolution": (150, 150), "timesteps": 10, "batch_size": 1, "n_spatial_scales": 2},
     "paper": {"batch_size": 1},
 }  # fmt: skip
+PAPER_BATCH = {"li": 8, "lif": 4, "ann": 12}  # on a GPU, as in the lines of config_*.txt
 TOLERANCE = {"loss": 1e-5, "gradient": 1e-3}  # float32: relative to the loss, to a gradient's largest value
 ZERO = 1e-5  # or to this, of gradients that rounding alone keeps from zero
 
 
-def config_of(net, size, batch_size=None, **more):
+def config_of(net, size, batch_size=None, device="cpu", **more):
     coordinate = "dsnt" if net == "ann" else "dsntli"  # as in config_ann.txt and config_snn.txt
     config = Config(net=net, dropout=0.0, coordinate=coordinate, **SIZES[size], **more)
-    return dataclasses.replace(config, batch_size=batch_size or config.batch_size)
+    by_size = PAPER_BATCH[net] if (size, device) == ("paper", "cuda") else config.batch_size
+    return dataclasses.replace(config, batch_size=batch_size or by_size)
 
 
 def batch_of(config, device):
@@ -54,18 +57,19 @@ def batch_of(config, device):
 
 
 def our_step(config, device):
-    """A function that gives loss and gradients, and the parameters by name."""
+    """A function of the precision that gives the loss, and the gradients by name."""
     from learn_shapes import ShapesModel
 
     torch.manual_seed(0)
     model = ShapesModel(**dataclasses.asdict(config)).to(device)
     batch = batch_of(config, device)
 
-    def step():
+    def step(precision="32-true"):
         model.zero_grad()
-        tracking, _, labels_px = model.track(batch)
-        terms, *_ = model.terms(tracking, labels_px)
-        loss = terms["loss"] + terms.get("spike_reg", 0)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            tracking, _, labels_px = model.track(batch)
+            terms, *_ = model.terms(tracking, labels_px)
+            loss = terms["loss"] + terms.get("spike_reg", 0)
         loss.backward()
         return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
 
@@ -83,7 +87,7 @@ def their_step(config, device):
     batch = batch_of(config, device)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
 
-    def step():
+    def step(_=None):
         model.zero_grad()
         warmup, frames = (part.float() for part in dense_frames(batch, config.resolution, config.timesteps))
         loss = reference_run(config, parameters, buffers, warmup, frames, batch.labels.transpose(0, 1)).terms[
@@ -101,8 +105,9 @@ def memory_gb(what):
         return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024 / 1e9
 
 
-def serve(side, config, threads, device, connection):
-    """In a process of its own: a step per "step"; its outcome for "outcome"; peak memory for "end"."""
+def serve(side, config, threads, device, precision, connection):
+    """In a process of its own: a step for "step"; one in full float32 and its outcome for "outcome"; peak
+    memory for "end"."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(threads)
     step = {"ours": our_step, "theirs": their_step}[side](config, device)
@@ -110,13 +115,18 @@ def serve(side, config, threads, device, connection):
     before = torch.cuda.memory_allocated() / 1e9 if cuda else memory_gb("VmRSS")
     while (order := connection.recv()) != "end":
         if order == "step":
-            loss, gradients = step()
+            step(precision)
             if cuda:
                 torch.cuda.synchronize()
             connection.send(None)
         else:
+            tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+            loss, gradients = step()
+            torch.backends.cudnn.allow_tf32 = tf32
             arrays = {name: None if g is None else g.cpu().numpy() for name, g in gradients.items()}
             connection.send((loss.item(), arrays))
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
     peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else memory_gb("VmHWM")
     connection.send(peak - before)
 
@@ -132,7 +142,7 @@ class Side:
         theirs.close()
 
     def ask(self, order):
-        """What the process answers to "step" (nothing), "outcome" or "end"."""
+        """What the process answers to "step" (None), "outcome" or "end"."""
         self.connection.send(order)
         return self.connection.recv()
 
@@ -156,15 +166,14 @@ def assert_equal(ours, theirs):
 
 
 def measure(net, size, arguments):
-    config = config_of(net, size, arguments.batch_size)
-    T, B = config.timesteps, config.batch_size
-    name = f"training step, {net}, {size} ({T} + {T} time steps, batch {B})"
-    ours, theirs = (Side(side, config, arguments.threads, arguments.device) for side in ("ours", "theirs"))
-    ours.step()
-    theirs.step()
+    config = config_of(net, size, arguments.batch_size, arguments.device)
+    T, B, device, precision = config.timesteps, config.batch_size, arguments.device, arguments.precision
+    narrow = "" if precision == "32-true" else f", ours {precision}"
+    ours, theirs = (Side(side, config, arguments.threads, device, precision) for side in ("ours", "theirs"))
     assert_equal(ours.ask("outcome"), theirs.ask("outcome"))
-    time = alternate(name, ours.step, theirs.step, arguments.runs, first=False)
-    memory = compare(f"peak memory, {net}, {size}", [(ours.ask("end"), theirs.ask("end"))], "GB")
+    name = f"training step, {net}, {size} ({T} + {T} time steps, batch {B}{narrow})"
+    time = alternate(name, ours.step, theirs.step, arguments.runs, first=device != "cpu" or bool(narrow))
+    memory = compare(f"peak memory, {net}, {size}{narrow}", [(ours.ask("end"), theirs.ask("end"))], "GB")
     return [time, memory]
 
 
@@ -176,7 +185,8 @@ def main():
     parser.add_argument("--runs", type=int, default=2, help="pairs of steps (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/step.md")
+    parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
+    parser.add_argument("--save", action="store_true", help="write a table into benchmarks/results")
     arguments = parser.parse_args()
     machine = machine_line(threads=arguments.threads, dtype="float32", device=arguments.device)
     print(machine)
@@ -185,7 +195,8 @@ def main():
         for net in arguments.nets:
             ratios += measure(net, size, arguments)
     if arguments.save:
-        write_table("step", ratios, f"python3 -m benchmarks.step {' '.join(sys.argv[1:])}", machine)
+        command = f"python3 -m benchmarks.step {' '.join(sys.argv[1:])}"
+        write_table("step", ratios, command, machine, arguments.device)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def draw(frames, weights, dtype=torch.float64):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("tile", [3, 5, 100])  # many, some, one
 def test_values_and_gradients_are_those_of_torch(project, monkeypatch, shapes, layout, tile):
-    monkeypatch.setattr(convolution, "CHUNK", 3)
+    monkeypatch.setitem(convolution.CHUNK, "cpu", 3)
     monkeypatch.setattr(convolution, "TILE", tile)
     Transform.cache_clear()
     frames, weight = (
