@@ -41,6 +41,17 @@ def _store_cells(ptr, value, inside, IF: tl.constexpr):
 
 
 @triton.jit
+def _add(a, b):
+    return a + b
+
+
+@triton.jit
+def _store_sum(ptr, values, IF: tl.constexpr):
+    if IF:
+        tl.store(ptr, tl.reduce(values, 0, _add))
+
+
+@triton.jit
 def _charge(x, v, decay, NET: tl.constexpr):
     """The voltage before the reset."""
     u = x
@@ -143,9 +154,8 @@ def _pool(
     _store_cells(last_ptr + state + C, v01, right, NET != 0)
     _store_cells(last_ptr + state + row, v10, left & low, NET != 0)
     _store_cells(last_ptr + state + row + C, v11, right & low, NET != 0)
-    if NET == 2:
-        sums_ptr += ((k * B + b) * tl.num_programs(1) + strip) * ((W + 1) // 2) * C
-        tl.store(sums_ptr + e, total, mask=left)
+    sums_ptr += ((k * B + b) * tl.num_programs(1) + strip) * tl.num_programs(0) + tl.program_id(0)
+    _store_sum(sums_ptr, total, NET == 2)
 
 
 @triton.jit
@@ -201,14 +211,15 @@ def _pool_backward(
                     h_v = tl.where(there, (1 - decay) * g, h_v)
                     dx = decay * g
                 if SKIP:
-                    skips += dy * x
+                    skips += tl.where(there, dy * x, 0.0)
                     dx += weight * dy
                 if k >= groups:
                     dx += tl.load(dx_ptr + t * step + at, mask=there, other=0.0).to(STATE)
                 tl.store(dx_ptr + t * step + at, dx, mask=there)
         _store_cells(dv0_ptr + state, h_v, inside, TO_REST)
-        _store_cells(changes_ptr + state, changes, inside, NET != 0)
-        _store_cells(skips_ptr + state, skips, inside, SKIP)
+        program = (k * B + b) * tl.num_programs(0) + tl.program_id(0)
+        _store_sum(changes_ptr + program, changes, NET != 0)
+        _store_sum(skips_ptr + program, skips, SKIP)
         tl.debug_barrier()  # before the next k takes the working memory
 
 
@@ -220,7 +231,7 @@ def pool(net, K, current, decay, v0, skips, v_th):
     pooled = current.new_empty(T, K, B, H // 2, W // 2, C, dtype=out)
     last = None if net == 0 else current.new_empty(K, B, H, W, C, dtype=dtype)
     grid = (triton.cdiv(-(-W // 2) * C, BLOCK), -(-H // 2), K * B)
-    sums = current.new_zeros(K, B * -(-H // 2) * -(-W // 2) * C if net == 2 else 1, dtype=dtype)  # over time
+    sums = current.new_zeros(K, B * grid[0] * grid[1] if net == 2 else 1, dtype=dtype)  # of each program
     pointers = current, decay, v0, skips, pooled, last, sums
     flags = dict(STATE=TYPES[dtype], NET=net, REST=v0 is None, SKIP=skips is not None)
     with torch.cuda.device_of(current):
@@ -236,8 +247,8 @@ def pool_backward(net, K, grads, current, decay, v0, skips, v_th, alpha, to_rest
     starts = None if net == 0 else current.new_empty(triton.cdiv(T, SEGMENT), *current.shape[1:], dtype=dtype)
     grad_v0 = torch.empty_like(v0) if to_rest else None
     grid = (triton.cdiv(H * W * C, BLOCK), groups * B)
-    over_time = current.new_zeros(2, K, B * H * W * C, dtype=dtype)  # at decays, at skips
-    pointers = *grads, current, decay, v0, skips, starts, grad_current, grad_v0, *over_time
+    sums = current.new_zeros(2, K, B * grid[0], dtype=dtype)  # of each program: at decays, at skips
+    pointers = *grads, current, decay, v0, skips, starts, grad_current, grad_v0, *sums
     given = dict(zip(("POOLED", "LAST", "EACH"), (grad is not None for grad in grads), strict=True))
     flags = dict(
         STATE=TYPES[dtype], NET=net, REST=v0 is None, SKIP=skips is not None, TO_REST=to_rest, **given
@@ -247,7 +258,7 @@ def pool_backward(net, K, grads, current, decay, v0, skips, v_th, alpha, to_rest
         _pool_backward[grid](
             *_some(pointers), v_th, alpha, *sizes, **flags, BLOCK=BLOCK, SEGMENT=SEGMENT, **OPTIONS
         )
-    return grad_current, over_time.sum(2, dtype=torch.float64).T, grad_v0
+    return grad_current, sums.sum(2, dtype=torch.float64).T, grad_v0
 
 
 def _some(pointers):
