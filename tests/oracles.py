@@ -167,7 +167,7 @@ def neuron(net, current, rate_hz, state):
 def coordinate_step(config, parameters, heatmap, state):
     """Position (B, N, 2) in units of a heat map (B, N, H, W)."""
     H, W = heatmap.shape[-2:]
-    along_h, along_w = (torch.linspace(-1, 1, n).to(heatmap.dtype) for n in (H, W))
+    along_h, along_w = (torch.linspace(-1, 1, n).to(heatmap) for n in (H, W))
     mean = torch.stack([(heatmap * along_h[:, None]).sum((-2, -1)), (heatmap * along_w).sum((-2, -1))], -1)
     if config.coordinate == "dsntli":
         s = (1 - parameters["coordinate.li_tm"]) * state.get("coordinate", torch.zeros_like(mean)) + mean
@@ -182,7 +182,7 @@ def coordinate_step(config, parameters, heatmap, state):
 def target_maps(labels_unit, shape):
     """Gaussians of sigma 0.06 around the labels (T, B, N, 2), all together of sum 1."""
     maps = labels_unit.new_zeros((*labels_unit.shape[:-1], *shape))
-    grids = [torch.linspace(-1, 1, n).to(labels_unit.dtype) for n in shape]
+    grids = [torch.linspace(-1, 1, n).to(labels_unit) for n in shape]
     for index in itertools.product(*map(range, labels_unit.shape[:-1])):
         h, w = (
             torch.exp(-(((g - y) / 0.06) ** 2) / 2) for g, y in zip(grids, labels_unit[index], strict=True)
@@ -212,7 +212,7 @@ def regulariser(kind, p, q):
 
 def reference_losses(config, maps, coordinates, activities, labels_px):
     """Every term of the training loss, and their sum."""
-    labels_unit = labels_px * 2 / torch.tensor(config.resolution, dtype=labels_px.dtype) - 1
+    labels_unit = labels_px * 2 / labels_px.new_tensor(config.resolution) - 1
     targets = target_maps(labels_unit, maps.shape[-2:])
     terms = {
         "norm": ((coordinates - labels_unit) ** 2).sum(-1).sqrt().mean(),

@@ -13,6 +13,7 @@ import torch
 import pooling
 import response
 import temporal
+from benchmarks import step
 from config import Config
 from dataset import EventBatch
 from learn_shapes import ShapesModel
@@ -55,7 +56,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_of", contextlib.nullcontext)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # there is none for "meta"
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
-    monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setitem(response.BAND, "cpu", 2**14)
     return kernels
 
@@ -87,3 +88,14 @@ def test_a_step_reads_nothing_back(gpu, net, coordinate, sharing, normalisation,
     launched = {name for name, kernel in gpu.items() if kernel.launches}
     assert {"_pool", "_pool_backward"} < launched or net == "ann"
     assert ("_fire_backward" in launched) == (net == "lif")
+
+
+@pytest.mark.parametrize("net", ["li", "lif", "ann"])
+def test_both_sides_of_the_benchmark_run_there(gpu, net):
+    config = step.config_of(net, "demo")
+    (loss, gradients), (wanted, wanted_gradients) = (
+        side(config, "meta")() for side in (step.our_step, step.their_step)
+    )
+    assert loss.is_meta and wanted.is_meta and gradients.keys() == wanted_gradients.keys()
+    for name, gradient in gradients.items():
+        assert gradient is None or gradient.shape == wanted_gradients[name].shape
