@@ -47,20 +47,20 @@ def spectral_is_faster(frames, weight):
 
     ADVANTAGE, LEAST and LEAST_CHANNELS are measured: `python3 -m benchmarks.conv`.
     """
-    direct, spectral = multiplications(frames.shape, weight.shape)
+    direct, spectral = multiplications(frames.shape, weight.shape, frames.device.type)
     if min(weight.shape[:2]) < LEAST_CHANNELS:
         return False
     return frames.device.type == "cpu" and direct > max(LEAST, ADVANTAGE * spectral)
 
 
-def multiplications(frames_shape, weight_shape):
+def multiplications(frames_shape, weight_shape, device="cpu"):
     """Multiplications of the direct and of the spectral way."""
     n, C, H, W = frames_shape
     N, _, k, _ = weight_shape
     rows, columns = layout(H, k), layout(W, k)
     half = rows.circle // 2 + 1
     tiles = rows.count * columns.count
-    chunks = -(-n // frames_at_a_time(tiles))
+    chunks = -(-n // frames_at_a_time(tiles, device))
     direct = n * H * W * k * k * C * N
     to = 2 * half * rows.inside * columns.inside + 4 * half * columns.circle * columns.inside
     back = 4 * half * columns.circle * columns.size + 2 * half * rows.size * columns.size

@@ -10,16 +10,17 @@ from torch import nn
 
 def pixel_to_unit(position_px, resolution):
     """Pixels (..., 2) in a field of `resolution` (H, W) as units: 0 is -1 and H (or W) is +1."""
-    return position_px * 2 / torch.as_tensor(resolution, device=position_px.device).to(position_px.dtype) - 1
+    return position_px * 2 / _beside(position_px, resolution) - 1
 
 
 def unit_to_pixel(position_unit, resolution):
     """The inverse of `pixel_to_unit`."""
-    return (
-        (position_unit + 1)
-        * torch.as_tensor(resolution, device=position_unit.device).to(position_unit.dtype)
-        / 2
-    )
+    return (position_unit + 1) * _beside(position_unit, resolution) / 2
+
+
+def _beside(tensor, numbers):
+    """Numbers as a tensor beside another: filled in there, since a copy from the CPU would wait for a GPU."""
+    return torch.stack([tensor.new_full((), number) for number in numbers])
 
 
 def unit_grid(n, like):

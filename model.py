@@ -217,7 +217,8 @@ class SpatioTemporalModel(nn.Module):
             out, group_states, activity = channels_response(channels, frames, group_states, len(group))
             total = total + out.sum(1) * (len(group) // len(channels))  # T B N H/16 W/16
             new_states.append(group_states)
-            activities[group] = activity.to(activities.dtype)  # bfloat16 of ReLU under autocast
+            of_group = slice(group[0], None, len(self.channels) // len(group))
+            activities[of_group] = activity.to(activities.dtype)  # bfloat16 of ReLU under autocast
         convolution, neuron, dropout = self.classifier
         read = convolution((total / len(self.channels)).flatten(0, 1)).unflatten(0, frames.shape[:2])
         heatmaps, classifier_state = neuron(

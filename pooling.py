@@ -39,6 +39,7 @@ def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
             f"currents {tuple(current.shape)} of {K} neurons: want (T, 1 or {K}, B, C, H, W), H, W > 1"
         )
     v0 = None if v0 is None else v0.expand(K, B, C, H, W)
+    decay, skips = (None if values is None else values.contiguous() for values in (decay, skips))
     parameter = skips if decay is None else decay
     if current.device.type == "cpu" and parameter is not None:  # a GPU's kernels convert what they read
         current = current.to(parameter.dtype)

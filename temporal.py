@@ -73,7 +73,7 @@ def leaky_integrate_and_fire(
             lif_box_feed_forward_step, current, p, _rest(LIFBoxFeedForwardState, current, p, state), dt
         )
     decay, v0 = _prepare(current, p, state, dt)
-    v_th, alpha = (torch.as_tensor(value, device=decay.device).to(decay.dtype) for value in (p.v_th, p.alpha))
+    v_th, alpha = (_beside(decay, value) for value in (p.v_th, p.alpha))
     if backend == "loop":
         spikes, v = _lif_loop(current, decay, v0, v_th, alpha)
     else:
@@ -202,6 +202,14 @@ def _prepare(current, p, state, dt):
     step = torch.broadcast_shapes(current.shape[1:], decay.shape)
     v0 = current.new_zeros(()) if state is None else state.v
     return decay, v0.to(torch.promote_types(current.dtype, decay.dtype)).expand(step)
+
+
+def _beside(tensor, value):
+    """A number, or a tensor of one, beside another tensor and of its dtype: filled in there if it comes from
+    elsewhere, since a copy would wait for a GPU."""
+    if isinstance(value, torch.Tensor) and value.device == tensor.device:
+        return value.to(tensor.dtype)
+    return tensor.new_full((), float(value))
 
 
 def _flat(current, decay, v0):

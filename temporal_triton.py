@@ -19,7 +19,7 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # multiplications and add
 
 @triton.jit
 def _cell(n, PER_CELL: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's k, its cells, which of them exist, and where their decay is."""
+    """This program's k, its cells, which of them exist, and where their decay is; all in 64 bits."""
     k = tl.program_id(1).to(tl.int64)
     cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     return k, cell, cell < n, k * n + cell if PER_CELL else k + cell * 0
@@ -38,8 +38,8 @@ def _integrate(
         x = tl.load(x_ptr, mask=inside, other=0.0).to(v.dtype)
         v = v + decay * (x - v)
         tl.store(v_ptr, v, mask=inside)
-        x_ptr += groups * n
-        v_ptr += K * n
+        x_ptr += (k * 0 + groups) * n
+        v_ptr += (k * 0 + K) * n
 
 
 @triton.jit
@@ -57,7 +57,7 @@ def _integrate_backward(
     g = tl.full((BLOCK,), 0.0, v.dtype)
     changes = tl.full((BLOCK,), 0.0, v.dtype)
     for t in range(T):
-        v_ptr -= K * n
+        v_ptr -= (k * 0 + K) * n
         if t < T - 1:
             before = tl.load(v_ptr, mask=inside, other=0.0)
         else:
@@ -66,8 +66,8 @@ def _integrate_backward(
         changes += g * (v - before)
         tl.store(dx_ptr, decay * g, mask=inside)
         v = before
-        dv_ptr -= K * n
-        dx_ptr -= K * n
+        dv_ptr -= (k * 0 + K) * n
+        dx_ptr -= (k * 0 + K) * n
     tl.store(changes_ptr + k * n + cell, changes, mask=inside)
     tl.store(dv0_ptr + k * n + cell, (1 - decay) * g, mask=inside)
 
@@ -87,14 +87,14 @@ def _fire(
     for t in range(T):
         if t % SEGMENT == 0:
             tl.store(starts_ptr, v, mask=inside)
-            starts_ptr += K * n
+            starts_ptr += (k * 0 + K) * n
         x = tl.load(x_ptr, mask=inside, other=0.0).to(v.dtype)
         u = v + decay * (x - v)
         fires = u - v_th > 0
         tl.store(z_ptr, fires.to(v.dtype), mask=inside)
         v = tl.where(fires, 0.0, u)
-        x_ptr += groups * n
-        z_ptr += K * n
+        x_ptr += (k * 0 + groups) * n
+        z_ptr += (k * 0 + K) * n
     tl.store(last_ptr + k * n + cell, v, mask=inside)
 
 

@@ -3,12 +3,12 @@
 python3 -m benchmarks.scan [--batch 8] [--runs 3] [--compile] [--device cuda] [--save]
 
 Forward and backward of 40 steps of B x 144 x 75 x 75 cells, the paper's second layer, one time constant.
-Outputs and gradients are asserted equal first, on a small part.  The surrogate's alpha is 1, which is what
-Norse 1.1.0 takes in any case, and where SpikingJelly's SuperSpike agrees; its LIF has a fixed time constant,
-and fires at the threshold, too, which these currents do not meet.  It is left out where it is not installed:
-`pip install --no-deps spikingjelly==2.0.0 loguru` (its dependencies would exchange torch); on a GPU it takes
-its own Triton kernels.  Last, the time that a copy of as many bytes takes as any scan must move.  At 8
-recordings a side takes up to 9 GB.
+Outputs and gradients are asserted equal first, on a small part in float64, and near in float32 as they are
+timed.  The surrogate's alpha is 1, which is what Norse 1.1.0 takes in any case, and where SpikingJelly's
+SuperSpike agrees; its LIF has a fixed time constant, and fires at the threshold, too, which these currents do
+not meet.  It is left out where it is not installed: `pip install --no-deps spikingjelly==2.0.0 loguru` (its
+dependencies would exchange torch); on a GPU it takes its own kernels.  Last, the time that a copy of as many
+bytes takes as any scan must move.  At 8 recordings a side takes up to 9 GB.
 """
 
 import argparse
@@ -72,6 +72,13 @@ def assert_equal(way, neuron, current, rate_hz, probe):
             assert wanted.abs().max() > 0
 
 
+def assert_near(actual, wanted):
+    """Of what is timed, in float32, where rounding may flip a spike in ten thousand."""
+    for value, judge in zip(actual, wanted, strict=True):
+        if judge is not None:
+            assert (value - judge).norm() < 1e-2 * judge.norm()
+
+
 def copy_compulsory(current, room):
     """Moves what any scan must, five tensors of all steps: forward it reads currents and writes outputs,
     backward it reads outputs' gradients and what was kept, and writes the currents'.  Theirs over ours is the
@@ -116,7 +123,10 @@ def main():
                 way if way is not ways.get("that loop compiled") else norse, neuron, current, rate_hz, probe
             )
             mine, theirs = (functools.partial(step, w, neuron, current, rate_hz, probe) for w in (ours, way))
-            ratios.append(alternate(f"{neuron} scan against {name}", mine, theirs, arguments.runs))
+            assert_near(mine(), theirs())
+            ratios.append(
+                alternate(f"{neuron} scan against {name}", mine, theirs, arguments.runs, first=False)
+            )
         mine = functools.partial(step, ours, neuron, current, rate_hz, probe)
         copying = functools.partial(copy_compulsory, current.detach(), torch.empty_like(probe))
         ratios.append(alternate(f"{neuron} scan against copying as much", mine, copying, arguments.runs))

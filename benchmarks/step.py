@@ -12,6 +12,7 @@ draws differ.  A step of theirs at the paper's size takes about a minute on two 
 
 import argparse
 import dataclasses
+import itertools
 import multiprocessing
 import sys
 import warnings
@@ -169,11 +170,16 @@ def measure(net, size, arguments):
     config = config_of(net, size, arguments.batch_size, arguments.device)
     T, B, device, precision = config.timesteps, config.batch_size, arguments.device, arguments.precision
     narrow = "" if precision == "32-true" else f", ours {precision}"
-    ours, theirs = (Side(side, config, arguments.threads, device, precision) for side in ("ours", "theirs"))
-    assert_equal(ours.ask("outcome"), theirs.ask("outcome"))
-    name = f"training step, {net}, {size} ({T} + {T} time steps, batch {B}{narrow})"
-    time = alternate(name, ours.step, theirs.step, arguments.runs, first=device != "cpu" or bool(narrow))
-    memory = compare(f"peak memory, {net}, {size}{narrow}", [(ours.ask("end"), theirs.ask("end"))], "GB")
+    sides = [Side(side, config, arguments.threads, device, precision) for side in ("ours", "theirs")]
+    ours, theirs = sides
+    try:
+        assert_equal(ours.ask("outcome"), theirs.ask("outcome"))
+        name = f"training step, {net}, {size} ({T} + {T} time steps, batch {B}{narrow})"
+        time = alternate(name, ours.step, theirs.step, arguments.runs, first=device != "cpu" or bool(narrow))
+        memory = compare(f"peak memory, {net}, {size}{narrow}", [(ours.ask("end"), theirs.ask("end"))], "GB")
+    finally:
+        for side in sides:
+            side.process.kill()
     return [time, memory]
 
 
@@ -190,13 +196,18 @@ def main():
     arguments = parser.parse_args()
     machine = machine_line(threads=arguments.threads, dtype="float32", device=arguments.device)
     print(machine)
-    ratios = []
-    for size in arguments.sizes:
-        for net in arguments.nets:
+    ratios, failed = [], []
+    for size, net in itertools.product(arguments.sizes, arguments.nets):
+        try:
             ratios += measure(net, size, arguments)
-    if arguments.save:
-        command = f"python3 -m benchmarks.step {' '.join(sys.argv[1:])}"
-        write_table("step", ratios, command, machine, arguments.device)
+        except (AssertionError, EOFError, OSError) as error:  # the others are still to be had
+            failed.append(f"not measured: {net}, {size}: {error or 'a side ended, of too little memory?'}")
+            print(failed[-1], flush=True)
+        if arguments.save and ratios:
+            command = f"python3 -m benchmarks.step {' '.join(sys.argv[1:])}"
+            write_table("step", ratios, command, machine, arguments.device)
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ names, everything published comes out, differentiable.  Frames and maps are (T, 
 N, 2) along (H, W).
 """
 
-import itertools
 from typing import NamedTuple
 
 import torch
@@ -181,13 +180,11 @@ def coordinate_step(config, parameters, heatmap, state):
 
 def target_maps(labels_unit, shape):
     """Gaussians of sigma 0.06 around the labels (T, B, N, 2), all together of sum 1."""
-    maps = labels_unit.new_zeros((*labels_unit.shape[:-1], *shape))
-    grids = [torch.linspace(-1, 1, n).to(labels_unit) for n in shape]
-    for index in itertools.product(*map(range, labels_unit.shape[:-1])):
-        h, w = (
-            torch.exp(-(((g - y) / 0.06) ** 2) / 2) for g, y in zip(grids, labels_unit[index], strict=True)
-        )
-        maps[index] = torch.outer(h, w)
+    h, w = (
+        torch.exp(-(((torch.linspace(-1, 1, n).to(labels_unit) - y) / 0.06) ** 2) / 2)
+        for n, y in zip(shape, labels_unit.split(1, -1), strict=True)
+    )
+    maps = h[..., :, None] * w[..., None, :]
     return maps / maps.sum()
 
 

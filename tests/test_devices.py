@@ -1,7 +1,7 @@
-"""A training step on a device whose values nobody sees: torch's "meta", in place of a GPU.
+"""Forward pass, loss and backward pass on a device whose values nobody sees: torch's "meta", for a GPU.
 
 Reading a value back (`.item()`, a branch on one, `nonzero`) raises there, and so does mixing with the CPU's
-tensors.  What passes neither waits for a GPU nor leaves a tensor behind.  The Triton kernels stand still.
+tensors; copies from the CPU, which wait for a GPU as well, are looked for.  The Triton kernels stand still.
 """
 
 import contextlib
@@ -9,6 +9,8 @@ import dataclasses
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 import pooling
 import response
@@ -42,6 +44,26 @@ class Kernel:
         return launch
 
 
+class NoCopies(TorchFunctionMode):
+    """Refuses what takes more than a number from the CPU to the device."""
+
+    MAKERS = torch.tensor, torch.as_tensor, torch.Tensor.new_tensor
+    MOVERS = torch.as_tensor, torch.Tensor.to, torch.Tensor.copy_
+    INDEXERS = torch.Tensor.__getitem__, torch.Tensor.__setitem__
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given = [value for value in tree_leaves((args, kwargs)) if torch.is_tensor(value)]
+        there = [value for value in (result, *given) if torch.is_tensor(value) and value.is_meta]
+        from_cpu = [
+            value for value in given if not value.is_meta and (value.dim() or function in self.MOVERS)
+        ]
+        index = args[1] if function in self.INDEXERS else ()
+        lists = any(isinstance(part, list) for part in (index if isinstance(index, tuple) else (index,)))
+        assert not there or not (from_cpu or lists or (function in self.MAKERS and not given)), function
+        return result
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """Takes "meta" for a GPU; gives the kernels by name."""
@@ -59,6 +81,20 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setitem(response.BAND, "cpu", 2**14)
     return kernels
+
+
+def test_what_copies_is_found():
+    x = torch.ones(3, device="meta")
+    for copying in (
+        lambda: torch.as_tensor((1, 2), device="meta"),
+        lambda: torch.tensor(0.1).to("meta"),
+        lambda: torch.as_tensor(torch.tensor(0.1), device="meta"),
+        lambda: x.index_put_((torch.tensor([0, 1]),), x[:2]),
+        lambda: x[[0, 1]],
+        lambda: x.copy_(torch.zeros(3)),
+    ):
+        with pytest.raises(AssertionError), NoCopies():
+            copying()
 
 
 def test_what_reads_a_value_is_found():
@@ -79,9 +115,11 @@ def test_a_step_reads_nothing_back(gpu, net, coordinate, sharing, normalisation,
     config = Config(net=net, coordinate=coordinate, **sizes, **options)
     model = ShapesModel(**dataclasses.asdict(config)).to("meta")
     batch = EventBatch(torch.arange(9).int(), torch.tensor([4, 5]), 40 * torch.rand(2, 3, 3, 2))
-    tracking, _, labels_px = model.track(EventBatch(*(part.to("meta") for part in batch)))
-    terms, *_ = model.terms(tracking, labels_px)
-    (terms["loss"] + terms.get("spike_reg", 0)).backward()
+    batch = EventBatch(*(part.to("meta") for part in batch))
+    with NoCopies():
+        tracking, _, labels_px = model.track(batch)
+        terms, *_ = model.terms(tracking, labels_px)
+        (terms["loss"] + terms.get("spike_reg", 0)).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert all(gradient.is_meta for gradient in gradients.values())
     assert any(name.endswith("spatial.weight") for name in gradients)

@@ -1,6 +1,7 @@
 """The Triton kernels compile for a GPU, without one; the interpreter lets pass what the compiler does not.
 
-What is compiled tells more: that kernels round as the loops do, and fetch several numbers at a time.
+What is compiled tells more: that multiplications and additions stay apart, as in the loops, and that kernels
+move several numbers at a time.
 """
 
 import itertools
@@ -17,7 +18,7 @@ import pooling_triton  # noqa: E402
 import temporal_triton  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
-SCANS = ("_integrate", "_integrate_backward", "_fire", "_fire_backward")
+SCANS = {"_integrate": 2, "_integrate_backward": 4, "_fire": 2, "_fire_backward": 10}  # loads of cells
 GIVEN = ("REST", "SKIP", "POOLED", "LAST", "EACH", "TO_REST")
 ONES = ("T", "K", "groups", "B", "C")  # Triton compiles sizes of 1 on their own
 
@@ -28,9 +29,10 @@ def compiled(module, kernel, types=None, divisible=(), **constants):
     kernel = getattr(module, kernel)
     constants |= {"BLOCK": module.BLOCK, "SEGMENT": module.SEGMENT}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    types = types or {}
     found = {name: "*fp32" for name in kernel.arg_names if name.endswith("_ptr")}
     found |= {"v_th": "fp32", "alpha": "fp32"} if module is pooling_triton else {}
-    found |= (types or {}) | dict.fromkeys(constants, "constexpr")
+    found |= types | dict.fromkeys(constants, "constexpr")
     signature = {name: found.get(name, "i32") for name in kernel.arg_names}
     attributes = {
         (place,): [["tt.divisibility", 16]]
@@ -46,15 +48,19 @@ def compiled(module, kernel, types=None, divisible=(), **constants):
 @pytest.mark.parametrize("per_cell", [False, True])
 @pytest.mark.parametrize("kernel", SCANS)
 def test_scans(kernel, per_cell):
-    for types in ({}, {"n": "i64", "end": "i64"}):
+    pointers = [name for name in getattr(temporal_triton, kernel).arg_names if name.endswith("_ptr")]
+    double = dict.fromkeys(pointers, "*fp64")
+    for types in ({}, {"n": "i64", "end": "i64"}, {"x_ptr": "*bf16"}):
         assert "fma" not in compiled(temporal_triton, kernel, types, PER_CELL=per_cell)
-    assert compiled(temporal_triton, kernel, **dict.fromkeys(ONES, 1), PER_CELL=per_cell)
+    for types, ones in ((double, ()), ({}, ONES)):
+        assert compiled(temporal_triton, kernel, types, **dict.fromkeys(ones, 1), PER_CELL=per_cell)
 
 
 @pytest.mark.parametrize("kernel", SCANS)
 def test_scans_move_16_bytes_at_a_time(kernel):
     ptx = compiled(temporal_triton, kernel, divisible=("n", "end"), PER_CELL=False)
-    assert "ld.global.v4" in ptx and "st.global.v4" in ptx
+    assert ptx.count("ld.global.v4") == SCANS[kernel]
+    assert "st.global.v4" in ptx and ptx.count("st.global") == ptx.count("st.global.v4")
 
 
 @pytest.mark.parametrize("net", [0, 1, 2])
@@ -62,7 +68,8 @@ def test_scans_move_16_bytes_at_a_time(kernel):
 def test_neurons_and_pooling(kernel, net):
     for given, narrow in itertools.product([False, True], [False, True]):
         options = dict.fromkeys(GIVEN, given) | {"STATE": tl.float32, "NET": net}
-        types = {"x_ptr": "*bf16", "dx_ptr": "*bf16"} if narrow else {}
+        narrower = ("x_ptr", "dx_ptr", "pooled_ptr", "dpooled_ptr") if net == 0 else ("x_ptr", "dx_ptr")
+        types = dict.fromkeys(narrower, "*bf16") if narrow else {}
         assert "fma" not in compiled(pooling_triton, kernel, types, **options)
     assert compiled(pooling_triton, kernel, **options, **dict.fromkeys(ONES, 1))
 
