@@ -10,17 +10,17 @@ from torch import nn
 
 def pixel_to_unit(position_px, resolution):
     """Pixels (..., 2) in a field of `resolution` (H, W) as units: 0 is -1 and H (or W) is +1."""
-    return position_px * 2 / _beside(position_px, resolution) - 1
+    return position_px * 2 / _size(resolution, position_px) - 1
 
 
 def unit_to_pixel(position_unit, resolution):
     """The inverse of `pixel_to_unit`."""
-    return (position_unit + 1) * _beside(position_unit, resolution) / 2
+    return (position_unit + 1) * _size(resolution, position_unit) / 2
 
 
-def _beside(tensor, numbers):
-    """Numbers as a tensor beside another: filled in there, since a copy from the CPU would wait for a GPU."""
-    return torch.stack([tensor.new_full((), number) for number in numbers])
+def _size(resolution, like):
+    """(H, W) as a tensor like another: filled in there, since a copy from the CPU would wait for a GPU."""
+    return torch.stack([like.new_full((), pixels) for pixels in resolution])
 
 
 def unit_grid(n, like):

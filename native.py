@@ -30,14 +30,14 @@ SUFFIXES = {torch.float32: "float", torch.float64: "double"}
 
 def is_available(device, dtype):
     """Whether there are kernels for this device and dtype."""
-    return device.type == "cpu" and dtype in SUFFIXES and library() is not None
+    return device.type == "cpu" and dtype in SUFFIXES and load() is not None
 
 
 @torch.compiler.disable
 def call(name, dtype, *arguments):
     """A function of native.cpp: contiguous tensors of `dtype`, of float64 for sums, as pointers, None as a
     null one."""
-    getattr(library(), f"{name}_{SUFFIXES[dtype]}")(*(_argument(value, dtype) for value in arguments))
+    getattr(load(), f"{name}_{SUFFIXES[dtype]}")(*(_argument(value, dtype) for value in arguments))
 
 
 def _argument(value, dtype):
@@ -52,7 +52,7 @@ def _argument(value, dtype):
 
 
 @functools.cache
-def library():
+def load():
     """The shared library, or None where it cannot be built, which a warning explains."""
     compiler = os.environ.get("CXX") or "c++"
     try:

@@ -18,18 +18,17 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # multiplications and add
 
 
 @triton.jit
-def _cell(n, PER_CELL: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's k, its cells, which of them exist, and where their decay is; all in 64 bits."""
+def _cell(K, n, PER_CELL: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's k, its cells, which of them exist, where their decay is, and how far it is to the next
+    step; all in 64 bits."""
     k = tl.program_id(1).to(tl.int64)
     cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    return k, cell, cell < n, k * n + cell if PER_CELL else k + cell * 0
+    return k, cell, cell < n, k * n + cell if PER_CELL else k + cell * 0, (k * 0 + K) * n
 
 
 @triton.jit
-def _integrate(
-    x_ptr, decay_ptr, v0_ptr, v_ptr, T, K, groups, n, end, PER_CELL: tl.constexpr, BLOCK: tl.constexpr
-):
-    k, cell, inside, at_decay = _cell(n, PER_CELL, BLOCK)
+def _integrate(x_ptr, decay_ptr, v0_ptr, v_ptr, T, K, groups, n, PER_CELL: tl.constexpr, BLOCK: tl.constexpr):
+    k, cell, inside, at_decay, step = _cell(K, n, PER_CELL, BLOCK)
     decay = tl.load(decay_ptr + at_decay, mask=inside, other=0.0)
     v = tl.load(v0_ptr + k * n + cell, mask=inside, other=0.0)
     x_ptr += (k % groups) * n + cell
@@ -39,17 +38,17 @@ def _integrate(
         v = v + decay * (x - v)
         tl.store(v_ptr, v, mask=inside)
         x_ptr += (k * 0 + groups) * n
-        v_ptr += (k * 0 + K) * n
+        v_ptr += step
 
 
 @triton.jit
 def _integrate_backward(
-    dv_ptr, v_ptr, decay_ptr, v0_ptr, dx_ptr, changes_ptr, dv0_ptr, T, K, groups, n, end,
+    dv_ptr, v_ptr, decay_ptr, v0_ptr, dx_ptr, changes_ptr, dv0_ptr, T, K, groups, n,
     PER_CELL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    k, cell, inside, at_decay = _cell(n, PER_CELL, BLOCK)
+    k, cell, inside, at_decay, step = _cell(K, n, PER_CELL, BLOCK)
     decay = tl.load(decay_ptr + at_decay, mask=inside, other=0.0)
-    last = end + k * n + cell
+    last = (T - 1) * step + k * n + cell
     dv_ptr += last
     v_ptr += last
     dx_ptr += last  # one per k: the caller adds up where K share a current
@@ -57,7 +56,7 @@ def _integrate_backward(
     g = tl.full((BLOCK,), 0.0, v.dtype)
     changes = tl.full((BLOCK,), 0.0, v.dtype)
     for t in range(T):
-        v_ptr -= (k * 0 + K) * n
+        v_ptr -= step
         if t < T - 1:
             before = tl.load(v_ptr, mask=inside, other=0.0)
         else:
@@ -66,18 +65,18 @@ def _integrate_backward(
         changes += g * (v - before)
         tl.store(dx_ptr, decay * g, mask=inside)
         v = before
-        dv_ptr -= (k * 0 + K) * n
-        dx_ptr -= (k * 0 + K) * n
+        dv_ptr -= step
+        dx_ptr -= step
     tl.store(changes_ptr + k * n + cell, changes, mask=inside)
     tl.store(dv0_ptr + k * n + cell, (1 - decay) * g, mask=inside)
 
 
 @triton.jit
 def _fire(
-    x_ptr, decay_ptr, v0_ptr, v_th_ptr, starts_ptr, z_ptr, last_ptr, T, K, groups, n, end,
+    x_ptr, decay_ptr, v0_ptr, v_th_ptr, starts_ptr, z_ptr, last_ptr, T, K, groups, n,
     PER_CELL: tl.constexpr, BLOCK: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
-    k, cell, inside, at_decay = _cell(n, PER_CELL, BLOCK)
+    k, cell, inside, at_decay, step = _cell(K, n, PER_CELL, BLOCK)
     decay = tl.load(decay_ptr + at_decay, mask=inside, other=0.0)
     v = tl.load(v0_ptr + k * n + cell, mask=inside, other=0.0)
     v_th = tl.load(v_th_ptr)
@@ -87,23 +86,23 @@ def _fire(
     for t in range(T):
         if t % SEGMENT == 0:
             tl.store(starts_ptr, v, mask=inside)
-            starts_ptr += (k * 0 + K) * n
+            starts_ptr += step
         x = tl.load(x_ptr, mask=inside, other=0.0).to(v.dtype)
         u = v + decay * (x - v)
         fires = u - v_th > 0
         tl.store(z_ptr, fires.to(v.dtype), mask=inside)
         v = tl.where(fires, 0.0, u)
         x_ptr += (k * 0 + groups) * n
-        z_ptr += (k * 0 + K) * n
+        z_ptr += step
     tl.store(last_ptr + k * n + cell, v, mask=inside)
 
 
 @triton.jit
 def _fire_backward(
     dz_ptr, dlast_ptr, x_ptr, starts_ptr, decay_ptr, v_th_ptr, alpha_ptr, dx_ptr, changes_ptr, dv0_ptr,
-    T, K, groups, n, end, PER_CELL: tl.constexpr, BLOCK: tl.constexpr, SEGMENT: tl.constexpr,
+    T, K, groups, n, PER_CELL: tl.constexpr, BLOCK: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
-    k, cell, inside, at_decay = _cell(n, PER_CELL, BLOCK)
+    k, cell, inside, at_decay, step = _cell(K, n, PER_CELL, BLOCK)
     decay = tl.load(decay_ptr + at_decay, mask=inside, other=0.0)
     v_th = tl.load(v_th_ptr)
     alpha = tl.load(alpha_ptr)
@@ -174,8 +173,7 @@ def fire_backward(grad_spikes, grad_last, kept, decay, v0, v_th, alpha, groups):
 def _launch(kernel, steps, decay, v0, pointers, **constants):
     (T, groups, _), (K, n) = steps.shape, v0.shape
     grid = (triton.cdiv(n, BLOCK), K)
-    end = (T - 1) * K * n  # where the last step begins
     per_cell = decay.shape[1] > 1
     with torch.cuda.device_of(v0):
         constants |= {"PER_CELL": per_cell, "BLOCK": BLOCK} | OPTIONS
-        kernel[grid](*pointers, T, K, groups, n, end, **constants)
+        kernel[grid](*pointers, T, K, groups, n, **constants)

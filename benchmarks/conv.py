@@ -9,7 +9,6 @@ direct way where it takes them: `convolution.ADVANTAGE` and `LEAST`.
 """
 
 import argparse
-import sys
 
 import torch
 
@@ -43,10 +42,9 @@ def measure(name, runs, device):
     frames.requires_grad_()
     weight = torch.randn(N, C, k, k, device=device, requires_grad=True)
     few = (frames.detach()[:2].requires_grad_(), weight, probe[:2])
-    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    equal = zip(step("spectral", *few), step("direct", *few), strict=True)
-    torch.backends.cudnn.allow_tf32 = tf32
-    for actual, wanted in equal:
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        results = step("spectral", *few), step("direct", *few)
+    for actual, wanted in zip(*results, strict=True):
         assert (actual - wanted).abs().max() < 1e-5 * wanted.abs().max()
     direct, spectral = multiplications(frames.shape, weight.shape, device)
     taken = "spectral" if spectral_is_faster(frames, weight) else "direct"
@@ -75,8 +73,7 @@ def main():
     print(machine)
     ratios = [measure(name, arguments.runs, arguments.device) for name in SHAPES]
     if arguments.save:
-        command = f"python3 -m benchmarks.conv {' '.join(sys.argv[1:])}"
-        write_table("conv", ratios, command, machine, arguments.device)
+        write_table("conv", ratios, machine, arguments.device)
 
 
 if __name__ == "__main__":

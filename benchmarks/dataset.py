@@ -9,7 +9,6 @@ part ends before `dense_frames`.  Memory is the most that torch held at a time f
 
 import argparse
 import shutil
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -107,8 +106,7 @@ def main():
         for stack in (1, 8):
             ratios += measure(folder, stack, arguments.runs)
     if arguments.save:
-        command = f"python3 -m benchmarks.dataset {' '.join(sys.argv[1:])}"
-        write_table("dataset", ratios, command, machine)
+        write_table("dataset", ratios, machine)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import itertools
 import os
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -100,14 +101,8 @@ def peak_bytes(function) -> int:
     return max(held, default=0)
 
 
-def table_path(name, device="cpu"):
-    """benchmarks/results/<name>.md, or <name>_cuda.md."""
-    RESULTS.mkdir(exist_ok=True)
-    return RESULTS / (f"{name}.md" if device == "cpu" else f"{name}_{device}.md")
-
-
-def write_table(name, ratios, command, machine, device="cpu"):
-    """The ratios as a Markdown table in `table_path(name, device)`, below what made them."""
+def write_table(name, ratios, machine, device="cpu"):
+    """`write_rows` of ratios."""
     rows = [
         f"| {r.name} | {r.median:.3g} | {r.n} | {r.low:.3g}..{r.high:.3g} | {r.ours:.4g} {r.unit} "
         f"| {r.theirs:.4g} {r.unit} |"
@@ -117,6 +112,14 @@ def write_table(name, ratios, command, machine, device="cpu"):
         "| theirs over ours | median ratio | n | range | ours | theirs |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    path = table_path(name, device)
-    path.write_text("\n".join([f"`{command.strip()}`", "", machine, "", *head, *rows]) + "\n")
+    write_rows(name, [*head, *rows], machine, device)
+
+
+def write_rows(name, rows, machine, device="cpu"):
+    """A Markdown table in benchmarks/results/<name>.md, of a GPU in <name>_cuda.md, below this command and
+    machine."""
+    command = " ".join([f"python3 -m benchmarks.{name}", *sys.argv[1:]])
+    path = RESULTS / (f"{name}.md" if device == "cpu" else f"{name}_{device}.md")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join([f"`{command}`", "", machine, "", *rows]) + "\n")
     print(f"written: {path.relative_to(RESULTS.parents[1])}")

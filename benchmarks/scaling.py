@@ -8,29 +8,34 @@ logarithms, 1 where time grows in proportion.  Printed as `exponent`, with the r
 
 import argparse
 import statistics
-import sys
 
 import numpy as np
 import torch
 
-from benchmarks.paired import machine_line, seconds, table_path
+from benchmarks.paired import machine_line, seconds, write_rows
 from benchmarks.step import our_step
 from config import Config
 
 FIELD = dict(resolution=(152, 152), n_spatial_scales=1, n_temporal_scales=4)
 BASE = {"cpu": dict(timesteps=8, batch_size=2, **FIELD), "cuda": dict(timesteps=20, batch_size=4, **FIELD)}
-GROWTH = {
-    "time steps": lambda base: [{"timesteps": n * base["timesteps"]} for n in (1, 2, 4)],
-    "batch": lambda base: [{"batch_size": n * base["batch_size"]} for n in (1, 2, 4)],
-    "pixels": lambda _: [{"resolution": (h, w)} for h, w in ((152, 152), (152, 304), (304, 304))],
-    "receptive fields": lambda _: [{"n_spatial_scales": n} for n in (1, 2, 4)],
-    "temporal channels": lambda _: [{"n_temporal_scales": n} for n in (2, 4, 8)],
-}  # bar for the first three: 0.9 to 1.1
+GROWTH = {  # setting and factors; bar for the first three: 0.9 to 1.1
+    "time steps": ("timesteps", (1, 2, 4)),
+    "batch": ("batch_size", (1, 2, 4)),
+    "pixels": ("resolution", ((1, 1), (1, 2), (2, 2))),
+    "receptive fields": ("n_spatial_scales", (1, 2, 4)),
+    "temporal channels": ("n_temporal_scales", (0.5, 1, 2)),
+}
 
 
-def exponents(settings, net, runs, device):
+def scaled(value, factor):
+    return tuple(map(scaled, value, factor)) if isinstance(value, tuple) else round(value * factor)
+
+
+def exponents(name, factors, net, runs, device):
     """One exponent per run."""
-    configs = [Config(net=net, dropout=0.0, **{**BASE[device], **more}) for more in settings]
+    base = BASE[device]
+    grown = [{**base, name: scaled(base[name], factor)} for factor in factors]
+    configs = [Config(net=net, dropout=0.0, **settings) for settings in grown]
     steps = [our_step(config, device) for config in configs]
     for step in steps:
         step()
@@ -51,19 +56,16 @@ def main():
     machine = machine_line(device=arguments.device, net=arguments.net, **BASE[arguments.device])
     print(machine)
     rows = []
-    for name, settings in GROWTH.items():
-        settings = settings(BASE[arguments.device])
-        found = exponents(settings, arguments.net, arguments.runs, arguments.device)
+    for name, growth in GROWTH.items():
+        found = exponents(*growth, arguments.net, arguments.runs, arguments.device)
         median = statistics.median(found)
         print(
             f"exponent {name}: {median:.3f} (n={len(found)}, {min(found):.3f}..{max(found):.3f})", flush=True
         )
         rows.append(f"| {name} | {median:.2f} | {len(found)} | {min(found):.2f}..{max(found):.2f} |")
     if arguments.save:
-        command = f"`python3 -m benchmarks.scaling {' '.join(sys.argv[1:])}`"
         head = ["| time over | exponent | n | range |", "| --- | --- | --- | --- |"]
-        table = "\n".join([command, "", machine, "", *head, *rows]) + "\n"
-        table_path("scaling", arguments.device).write_text(table)
+        write_rows("scaling", [*head, *rows], machine, arguments.device)
 
 
 if __name__ == "__main__":

@@ -116,23 +116,22 @@ def main():
         print(f"not measured: SpikingJelly ({error})")
     ratios = []
     for neuron in ("li", "lif"):
+        mine = functools.partial(step, ours, neuron, current, rate_hz, probe)
         for name, way in ways.items():
             if name == "SpikingJelly" and neuron == "li":
                 continue
             assert_equal(
                 way if way is not ways.get("that loop compiled") else norse, neuron, current, rate_hz, probe
             )
-            mine, theirs = (functools.partial(step, w, neuron, current, rate_hz, probe) for w in (ours, way))
+            theirs = functools.partial(step, way, neuron, current, rate_hz, probe)
             assert_near(mine(), theirs())
             ratios.append(
                 alternate(f"{neuron} scan against {name}", mine, theirs, arguments.runs, first=False)
             )
-        mine = functools.partial(step, ours, neuron, current, rate_hz, probe)
         copying = functools.partial(copy_compulsory, current.detach(), torch.empty_like(probe))
         ratios.append(alternate(f"{neuron} scan against copying as much", mine, copying, arguments.runs))
     if arguments.save:
-        command = f"python3 -m benchmarks.scan {' '.join(sys.argv[1:])}"
-        write_table("scan", ratios, command, machine, arguments.device)
+        write_table("scan", ratios, machine, arguments.device)
 
 
 if __name__ == "__main__":

@@ -121,9 +121,8 @@ def serve(side, config, threads, device, precision, connection):
                 torch.cuda.synchronize()
             connection.send(None)
         else:
-            tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-            loss, gradients = step()
-            torch.backends.cudnn.allow_tf32 = tf32
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                loss, gradients = step()
             arrays = {name: None if g is None else g.cpu().numpy() for name, g in gradients.items()}
             connection.send((loss.item(), arrays))
             if cuda:
@@ -204,8 +203,7 @@ def main():
             failed.append(f"not measured: {net}, {size}: {error or 'a side ended, of too little memory?'}")
             print(failed[-1], flush=True)
         if arguments.save and ratios:
-            command = f"python3 -m benchmarks.step {' '.join(sys.argv[1:])}"
-            write_table("step", ratios, command, machine, arguments.device)
+            write_table("step", ratios, machine, arguments.device)
     if failed:
         raise SystemExit(1)
 

@@ -77,8 +77,8 @@ def project():
 def kernels(request, monkeypatch):
     """Scans for a CPU: "compiled" as they are, "torch" as where there is no compiler."""
     if request.param == "torch":
-        monkeypatch.setattr(native, "library", lambda: None)
-    elif native.library() is None:
+        monkeypatch.setattr(native, "load", lambda: None)
+    elif native.load() is None:
         pytest.skip("no C++ compiler")
     return request.param
 

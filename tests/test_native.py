@@ -9,21 +9,21 @@ import torch
 import native
 
 COMPILER = os.environ.get("CXX") or "c++"
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(native.load() is None, reason="no C++ compiler")
 
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """`native.library` as in a new process, of a user whose cache is empty."""
+    """`native.load` as in a new process, of a user whose cache is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return functools.cache(native.library.__wrapped__)
+    return functools.cache(native.load.__wrapped__)
 
 
 def test_built_once_and_kept(fresh, tmp_path):
     assert fresh() is not None
     (built,) = (tmp_path / "cache/nrf").glob("*.so")
     before = built.stat().st_mtime_ns
-    assert native.library.__wrapped__() is not None
+    assert native.load.__wrapped__() is not None
     assert [built] == list((tmp_path / "cache/nrf").glob("*.so")) and built.stat().st_mtime_ns == before
 
 
@@ -40,13 +40,13 @@ def test_without_a_compiler_one_warning_says_why(fresh, tmp_path, monkeypatch, c
     with pytest.warns(UserWarning, match=f"training is slower.*{reason}"):
         assert fresh() is None
     assert not list((tmp_path / "cache/nrf").glob("*.so"))  # nothing half-written
-    monkeypatch.setattr(native, "library", fresh)
+    monkeypatch.setattr(native, "load", fresh)
     assert not native.is_available(torch.device("cpu"), torch.float32)
 
 
 def test_what_does_not_load_is_not_kept(fresh, tmp_path, monkeypatch):
     compiler = tmp_path / "compiler"
-    compiler.write_text('#!/bin/sh\nfor last; do :; done\necho no library > "$last"\n')
+    compiler.write_text('#!/bin/sh\nfor last; do :; done\necho nothing > "$last"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.warns(UserWarning, match="training is slower"):

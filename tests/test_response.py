@@ -24,7 +24,7 @@ def one_pass(request, monkeypatch, interpreted):
     if request.param == "triton":
         kernels = interpreted("pooling_triton", BLOCK=64, SEGMENT=2)
         monkeypatch.setattr(pooling, "_kernels", lambda tensor: kernels)
-    elif native.library() is None:
+    elif native.load() is None:
         pytest.skip("no C++ compiler")
     return request.param
 

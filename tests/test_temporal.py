@@ -77,7 +77,7 @@ PAIRS = {  # ours, the judge
 
 def assert_same(actual, wanted, neuron, backend):
     """Bit by bit; up to rounding for torch's leaky integrator, which multiplies and adds in one."""
-    if (neuron, backend) == ("li", "auto") and native.library() is None:
+    if (neuron, backend) == ("li", "auto") and native.load() is None:
         eps = torch.finfo(wanted.dtype).eps
         torch.testing.assert_close(actual, wanted, rtol=8 * eps, atol=eps * wanted.abs().max().item())
     else:

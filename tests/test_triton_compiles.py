@@ -50,7 +50,7 @@ def compiled(module, kernel, types=None, divisible=(), **constants):
 def test_scans(kernel, per_cell):
     pointers = [name for name in getattr(temporal_triton, kernel).arg_names if name.endswith("_ptr")]
     double = dict.fromkeys(pointers, "*fp64")
-    for types in ({}, {"n": "i64", "end": "i64"}, {"x_ptr": "*bf16"}):
+    for types in ({}, {"n": "i64"}, {"x_ptr": "*bf16"}):
         assert "fma" not in compiled(temporal_triton, kernel, types, PER_CELL=per_cell)
     for types, ones in ((double, ()), ({}, ONES)):
         assert compiled(temporal_triton, kernel, types, **dict.fromkeys(ones, 1), PER_CELL=per_cell)
@@ -58,7 +58,7 @@ def test_scans(kernel, per_cell):
 
 @pytest.mark.parametrize("kernel", SCANS)
 def test_scans_move_16_bytes_at_a_time(kernel):
-    ptx = compiled(temporal_triton, kernel, divisible=("n", "end"), PER_CELL=False)
+    ptx = compiled(temporal_triton, kernel, divisible=("n",), PER_CELL=False)
     assert ptx.count("ld.global.v4") == SCANS[kernel]
     assert "st.global.v4" in ptx and ptx.count("st.global") == ptx.count("st.global.v4")
 
