@@ -81,6 +81,14 @@ double total(const R *values, index n) {
     return sum;
 }
 
+template <typename R>
+double product(const R *a, const R *b, index n) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (index i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
 // --- scans of cells (T, K, n) under currents (T, groups, n); decay (K, 1), or (K, n) if per_cell ---
 
 struct Scan {
@@ -206,6 +214,9 @@ struct Pooled {
     };
 
     index at(index t, index many, index k, index b) const { return (t * many + k % many) * B + b; }
+    index pooled_at(index t, Block block) const {
+        return at(t, K, block.k, block.b) * (H / 2) * pooled_row() + block.pooled_at;
+    }
 
     template <typename F>
     void each_block(F visit) const {
@@ -222,11 +233,34 @@ struct Pooled {
     }
 };
 
+// Means over 2 x 2 pixels, from the sums over rows of `pairs` pairs of pixels.
+template <typename R>
+void average(const R *sums, index pairs, index C, R *to) {
+    for (index j = 0; j < pairs; j++) {
+        const R *left = sums + 2 * j * C, *right = left + C;
+        R *out = to + j * C;
+#pragma omp simd
+        for (index c = 0; c < C; c++) out[c] = (left[c] + right[c]) * R(0.25);
+    }
+}
+
+// And back: gradients at each pixel of a row, from those at the means (or null) and at the sum of all pixels.
+template <typename R>
+void spread(const R *grads, index pairs, index C, R each, R *to, index n) {
+    std::fill_n(to, n, each);
+    for (index j = 0; grads && j < pairs; j++) {
+        const R *grad = grads + j * C;
+        R *left = to + 2 * j * C, *right = left + C;
+#pragma omp simd
+        for (index c = 0; c < C; c++) left[c] = right[c] = each + R(0.25) * grad[c];
+    }
+}
+
 template <Net NET, typename R>
 void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, const R *skip, R *pooled, R *last,
           double *sums) {
     p.each_block([=](Pooled::Block block) {
-        const index n = block.cells, k = block.k, C = p.C;
+        const index n = block.cells, k = block.k;
         const R d = NET == RELU ? R(1) : decay[k], weight = skip ? skip[k] : R(0), v_th = threshold;
         R *v = room<R>(0, 2 * n), *y = room<R>(1, n), *spikes = room<R>(2, n);
         std::fill_n(v, 2 * n, R(0));
@@ -247,13 +281,7 @@ void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, 
             if (NET == LIF)
 #pragma omp simd
                 for (index i = 0; i < n; i++) spikes[i] += y[i];
-            R *to = pooled + p.at(t, p.K, k, block.b) * (p.H / 2) * p.pooled_row() + block.pooled_at;
-            for (index j = 0; j < block.pairs; j++) {
-                const R *left = y + 2 * j * C, *right = left + C;
-                R *out = to + j * C;
-#pragma omp simd
-                for (index c = 0; c < C; c++) out[c] = (left[c] + right[c]) * R(0.25);
-            }
+            average(y, block.pairs, p.C, pooled + p.pooled_at(t, block));
         }
         for (index r = 0; NET != RELU && r < block.rows; r++)
             std::copy_n(v + r * n, n, last + (k * p.B + block.b) * p.frame() + block.at + r * p.row());
@@ -261,14 +289,14 @@ void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, 
     });
 }
 
-// grad_pooled, grad_last and grad_each (K,), the gradient at the sum of all y of a k: each or null.  sums: of the
-// gradients at decay and skip.
+// Of RELU and LIF.  grad_pooled, grad_last and grad_each (K,), the gradient at the sum of all y of a k: each or null.
+// sums: of the gradients at decay and skip.
 template <Net NET, typename R>
 void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *grad_each, const R *current,
                    const R *decay, const R *v0, R threshold, R steepness, const R *skip, R *grad_current, R *grad_v0,
                    double *sums) {
     p.each_block([=](Pooled::Block block) {
-        const index n = block.cells, k = block.k, C = p.C, both = 2 * n;
+        const index n = block.cells, k = block.k, both = 2 * n;
         const R d = NET == RELU ? R(1) : decay[k], weight = skip ? skip[k] : R(0);
         const R v_th = threshold, alpha = steepness, each = grad_each ? grad_each[k] : R(0);
         R *voltages = room<R>(0, (p.T + 1) * both);  // before the reset; the first are those at the start
@@ -292,14 +320,7 @@ void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *
                     u[i] = charge<NET>(x[i], reset<NET>(before[i], v_th_before), d);
             }
         for (index t = p.T - 1; t >= 0; t--) {
-            std::fill_n(dy, n, each);
-            const R *from = grad_pooled + p.at(t, p.K, k, block.b) * (p.H / 2) * p.pooled_row() + block.pooled_at;
-            for (index j = 0; grad_pooled && j < block.pairs; j++) {
-                const R *grad = from + j * C;
-                R *left = dy + 2 * j * C, *right = left + C;
-#pragma omp simd
-                for (index c = 0; c < C; c++) left[c] = right[c] = each + R(0.25) * grad[c];
-            }
+            spread(grad_pooled ? grad_pooled + p.pooled_at(t, block) : nullptr, block.pairs, p.C, each, dy, n);
             for (index r = 0; r < block.rows; r++) {
                 const index cell = p.at(t, p.groups, k, block.b) * p.frame() + block.at + r * p.row();
                 const R *x = current + cell;
@@ -328,15 +349,100 @@ void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *
     });
 }
 
+// Leaky integrators, as `pool`, and what their backward pass takes instead of the current: `above`, a bit per step of
+// whether a voltage passes the rectifier (steps / 32, K, B, H, W, C), and the derivatives of the responses at decay
+// and skip, pooled as they are.  That of the voltage at decay, its slope, walks along with it:
+//
+//     slope[t] = slope[t-1] + (x[t] - v[t-1]) - decay slope[t-1]
+template <typename R>
+void pool_slopes(Pooled p, const R *current, const R *decay, const R *v0, const R *skip, R *pooled, R *last,
+                 std::uint32_t *above, R *at_decay, R *last_slope, R *at_skip) {
+    p.each_block([=](Pooled::Block block) {
+        const index n = block.cells, k = block.k, both = 2 * n;
+        const R d = decay[k], weight = skip ? skip[k] : R(0);
+        R *v = room<R>(0, both), *slope = room<R>(1, both), *y = room<R>(2, n), *dy = room<R>(3, n), *xs = room<R>(4, n);
+        std::uint32_t *bits = room<std::uint32_t>(0, both);
+        const index whole = (k * p.B + block.b) * p.frame() + block.at;
+        for (R *zero : {v, slope}) std::fill_n(zero, both, R(0));
+        for (index r = 0; v0 && r < block.rows; r++) std::copy_n(v0 + whole + r * p.row(), n, v + r * n);
+        for (index t = 0; t < p.T; t++) {
+            if (t % 32 == 0) std::fill_n(bits, both, 0);
+            for (R *sum : {y, dy, xs}) std::fill_n(sum, n, R(0));
+            for (index r = 0; r < block.rows; r++) {
+                const R *x = current + p.at(t, p.groups, k, block.b) * p.frame() + block.at + r * p.row();
+                R *v_r = v + r * n, *slope_r = slope + r * n, *y_r = y, *dy_r = dy, *xs_r = xs;
+                std::uint32_t *bits_r = bits + r * n;
+                const std::uint32_t bit = std::uint32_t(1) << t % 32;
+#pragma omp simd
+                for (index i = 0; i < n; i++) {
+                    const R u = charge<LI>(x[i], v_r[i], d), s = slope_r[i] + (x[i] - v_r[i] - d * slope_r[i]);
+                    const R out = output<LI>(u, R(0));
+                    bits_r[i] |= u <= 0 ? 0 : bit;
+                    v_r[i] = u;
+                    slope_r[i] = s;
+                    y_r[i] += skip ? out + weight * x[i] : out;
+                    dy_r[i] += u <= 0 ? R(0) : s;
+                    xs_r[i] += x[i];
+                }
+            }
+            average(y, block.pairs, p.C, pooled + p.pooled_at(t, block));
+            average(dy, block.pairs, p.C, at_decay + p.pooled_at(t, block));
+            if (at_skip) average(xs, block.pairs, p.C, at_skip + p.pooled_at(t, block));
+            for (index r = 0; (t % 32 == 31 || t == p.T - 1) && r < block.rows; r++)
+                std::copy_n(bits + r * n, n, above + t / 32 * p.K * p.B * p.frame() + whole + r * p.row());
+        }
+        for (index r = 0; r < block.rows; r++) {
+            std::copy_n(v + r * n, n, last + whole + r * p.row());
+            std::copy_n(slope + r * n, n, last_slope + whole + r * p.row());
+        }
+    });
+}
+
+// sums: as in `pool_backward`, of gradients times slopes.
+template <typename R>
+void pool_slopes_backward(Pooled p, const R *grad_pooled, const R *grad_last, const std::uint32_t *above,
+                          const R *at_decay, const R *last_slope, const R *at_skip, const R *decay, const R *skip,
+                          R *grad_current, R *grad_v0, double *sums) {
+    p.each_block([=](Pooled::Block block) {
+        const index n = block.cells, k = block.k, both = 2 * n, pairs = block.pairs * p.C;
+        double *sum = sums + ((block.b * p.strips() + block.strip) * p.K + k) * 2;
+        const R d = decay[k], weight = skip ? skip[k] : R(0);
+        R *h = room<R>(0, both), *dy = room<R>(1, n), *copy = room<R>(2, n), *none = room<R>(3, n);
+        std::fill_n(none, n, R(0));
+        std::fill_n(h, both, R(0));
+        const index whole = (k * p.B + block.b) * p.frame() + block.at;
+        for (index r = 0; grad_last && r < block.rows; r++) {
+            std::copy_n(grad_last + whole + r * p.row(), n, h + r * n);
+            sum[0] += product(h + r * n, last_slope + whole + r * p.row(), n);
+        }
+        for (index t = p.T - 1; t >= 0; t--) {
+            const R *grads = grad_pooled ? grad_pooled + p.pooled_at(t, block) : nullptr;
+            spread(grads, block.pairs, p.C, R(0), dy, n);
+            if (grads) sum[0] += product(grads, at_decay + p.pooled_at(t, block), pairs);
+            if (grads && skip) sum[1] += product(grads, at_skip + p.pooled_at(t, block), pairs);
+            for (index r = 0; r < block.rows; r++) {
+                R *dx = grad_current + p.at(t, p.groups, k, block.b) * p.frame() + block.at + r * p.row();
+                const R *others = base(dx, k >= p.groups, n, copy, none);
+                const std::uint32_t *bits = above + t / 32 * p.K * p.B * p.frame() + whole + r * p.row();
+                const std::uint32_t bit = std::uint32_t(1) << t % 32;
+                R *h_r = h + r * n;
+#pragma omp simd
+                for (index i = 0; i < n; i++) {
+                    const R g = (bits[i] & bit ? dy[i] : R(0)) + h_r[i];
+                    h_r[i] = (1 - d) * g;
+                    dx[i] = others[i] + (d * g + weight * dy[i]);
+                }
+            }
+        }
+        for (index r = 0; grad_v0 && r < block.rows; r++) std::copy_n(h + r * n, n, grad_v0 + whole + r * p.row());
+    });
+}
+
 }  // namespace
 
 #define SCAN index T, index K, index groups, index n, index per_cell, index threads
-#define POOLED index net, index T, index K, index groups, index B, index H, index W, index C, index threads
-#define EACH_NET(function, ...)                                                     \
-    const Pooled p{T, K, groups, B, H, W, C, threads};                              \
-    net == LIF  ? function<LIF>(p, __VA_ARGS__)                                     \
-    : net == LI ? function<LI>(p, __VA_ARGS__)                                      \
-                : function<RELU>(p, __VA_ARGS__)
+#define POOLED index T, index K, index groups, index B, index H, index W, index C, index threads
+#define SIZES {T, K, groups, B, H, W, C, threads}
 #define EXPORT(R, suffix)                                                                                               \
     void integrate_##suffix(SCAN, const R *x, const R *decay, const R *v0, R *v) {                                      \
         scan<LI, R>({T, K, groups, n, per_cell, threads}, x, decay, v0, 0, v, nullptr);                                 \
@@ -352,13 +458,25 @@ void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *
                                 double v_th, double alpha, R *dx, R *changes, R *dv0) {                                 \
         fire_backward<R>({T, K, groups, n, per_cell, threads}, dz, dlast, x, decay, v0, v_th, alpha, dx, changes, dv0); \
     }                                                                                                                   \
-    void pool_##suffix(POOLED, const R *x, const R *decay, const R *v0, double v_th, const R *skip, R *out, R *last,    \
-                       double *sums) {                                                                                  \
-        EACH_NET(pool, x, decay, v0, R(v_th), skip, out, last, sums);                                                   \
+    void pool_##suffix(index net, POOLED, const R *x, const R *decay, const R *v0, double v_th, const R *skip, R *out,  \
+                       R *last, double *sums) {                                                                         \
+        const auto run = net == LIF ? pool<LIF, R> : net == LI ? pool<LI, R> : pool<RELU, R>;                           \
+        run(SIZES, x, decay, v0, v_th, skip, out, last, sums);                                                          \
     }                                                                                                                   \
-    void pool_backward_##suffix(POOLED, const R *dout, const R *dlast, const R *deach, const R *x, const R *decay,      \
-                                const R *v0, double v_th, double alpha, const R *skip, R *dx, R *dv0, double *sums) {   \
-        EACH_NET(pool_backward, dout, dlast, deach, x, decay, v0, R(v_th), R(alpha), skip, dx, dv0, sums);              \
+    void pool_backward_##suffix(index net, POOLED, const R *dout, const R *dlast, const R *deach, const R *x,           \
+                                const R *decay, const R *v0, double v_th, double alpha, const R *skip, R *dx, R *dv0,   \
+                                double *sums) {                                                                         \
+        const auto run = net == LIF ? pool_backward<LIF, R> : pool_backward<RELU, R>;                                   \
+        run(SIZES, dout, dlast, deach, x, decay, v0, v_th, alpha, skip, dx, dv0, sums);                                 \
+    }                                                                                                                   \
+    void pool_slopes_##suffix(POOLED, const R *x, const R *decay, const R *v0, const R *skip, R *out, R *last,          \
+                              std::uint32_t *above, R *at_decay, R *last_slope, R *at_skip) {                           \
+        pool_slopes<R>(SIZES, x, decay, v0, skip, out, last, above, at_decay, last_slope, at_skip);                     \
+    }                                                                                                                   \
+    void pool_slopes_backward_##suffix(POOLED, const R *dout, const R *dlast, const std::uint32_t *above,               \
+                                       const R *at_decay, const R *last_slope, const R *at_skip, const R *decay,        \
+                                       const R *skip, R *dx, R *dv0, double *sums) {                                    \
+        pool_slopes_backward<R>(SIZES, dout, dlast, above, at_decay, last_slope, at_skip, decay, skip, dx, dv0, sums);  \
     }
 
 extern "C" {

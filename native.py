@@ -35,8 +35,8 @@ def is_available(device, dtype):
 
 @torch.compiler.disable
 def call(name, dtype, *arguments):
-    """A function of native.cpp: contiguous tensors of `dtype`, of float64 for sums, as pointers, None as a
-    null one."""
+    """A function of native.cpp: contiguous tensors of `dtype`, of float64 for sums and int32 for bits, as
+    pointers, None as a null one."""
     getattr(load(), f"{name}_{SUFFIXES[dtype]}")(*(_argument(value, dtype) for value in arguments))
 
 
@@ -47,7 +47,8 @@ def _argument(value, dtype):
         return ctypes.c_int64(value)
     if isinstance(value, float):
         return ctypes.c_double(value)
-    assert value.is_contiguous() and value.dtype in (dtype, torch.float64) and value.device.type == "cpu"
+    assert value.is_contiguous() and value.device.type == "cpu"
+    assert value.dtype in (dtype, torch.float64, torch.int32)
     return ctypes.c_void_p(value.data_ptr())
 
 

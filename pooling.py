@@ -1,5 +1,7 @@
 """Pooling by 2 along height and width, alone and in one pass with the neurons in front of it."""
 
+import math
+
 import torch
 from torch.nn import functional as F
 
@@ -30,8 +32,8 @@ def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
     on a GPU the current may be narrower.
 
     Neurons' responses are the largest tensors there are, and pooling leaves a quarter of them.  Here they go
-    through pooling as they come, in cache: only the current is kept, and the backward pass computes the
-    voltages again.  The plain twin is the rest of `response.neurons_response`.
+    through pooling as they come, in cache; what is kept for the backward pass is less still
+    (`_PooledNeurons`).  The plain twin is the rest of `response.neurons_response`.
     """
     _, groups, B, C, H, W = current.shape
     if groups not in (1, K) or min(H, W) < 2 or current.numel() == 0:
@@ -44,7 +46,9 @@ def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
     if current.device.type == "cpu" and parameter is not None:  # a GPU's kernels convert what they read
         current = current.to(parameter.dtype)
     current, v0 = _channels_last(current), _channels_last(v0)
-    pooled, last, means = _PooledNeurons.apply(current, decay, v0, skips, net, K, float(v_th), float(alpha))
+    given = current, decay, v0, skips
+    to_train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+    pooled, last, means = _PooledNeurons.apply(*given, net, K, float(v_th), float(alpha), to_train)
     return pooled.movedim(-1, -3), None if last is None else last.movedim(-1, -3), means
 
 
@@ -54,30 +58,39 @@ def is_one_pass(device, dtype):
 
 
 class _PooledNeurons(torch.autograd.Function):
-    """With channels last: current (T, 1 or K, B, H, W, C), v0 and last voltages (K, B, H, W, C)."""
+    """With channels last: current (T, 1 or K, B, H, W, C), v0 and last voltages (K, B, H, W, C).
+
+    Kept are "ann" and "lif" currents, from which the backward pass computes voltages again.  Gradients of
+    leaky integrators need of a voltage but its sign, and what decay does to the responses p: dL/d decay =
+    sum dL/dp dp/d decay, where dv/d decay follows from step to step as v does.  So the forward pass writes
+    dp/d decay down beside p, and a bit per voltage: a third of the current.
+    """
 
     @staticmethod
-    def forward(ctx, current, decay, v0, skips, net, K, v_th, alpha):
-        ctx.save_for_backward(current, decay, v0, skips)
+    def forward(ctx, current, decay, v0, skips, net, K, v_th, alpha, to_train):
         ctx.net, ctx.constants = (NETS[net], K), (v_th, alpha)
+        ctx.current = current.shape, current.dtype
+        given = current, decay, v0, skips
+        pooled, last, sums, kept = _kernels(current).pool(*ctx.net, *given, v_th, to_train)
+        ctx.save_for_backward(decay, skips, *kept)
         ctx.set_materialize_grads(False)
-        pooled, last, sums = _kernels(current).pool(*ctx.net, current, decay, v0, skips, v_th)
         return pooled, last, (sums / current[:, 0].numel()).to(pooled.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_pooled, grad_last, grad_means):
-        current, decay, v0, skips = ctx.saved_tensors
+        decay, skips, *kept = ctx.saved_tensors
+        T, _, *frame = ctx.current[0]
         if ctx.net[0] != NETS["lif"]:  # no means
             grad_means = None
-        grad_sums = None if grad_means is None else grad_means / current[:, 0].numel()
-        grads = (None if grad is None else grad.contiguous() for grad in (grad_pooled, grad_last, grad_sums))
+        grad_sums = None if grad_means is None else grad_means / (T * math.prod(frame))
+        grads = [None if grad is None else grad.contiguous() for grad in (grad_pooled, grad_last, grad_sums)]
         wanted = ctx.needs_input_grad
-        grad_current, sums, grad_v0 = _kernels(current).pool_backward(
-            *ctx.net, tuple(grads), current, decay, v0, skips, *ctx.constants, wanted[2]
+        grad_current, sums, grad_v0 = _kernels(kept[0]).pool_backward(
+            *ctx.net, grads, kept, *ctx.current, decay, skips, *ctx.constants, wanted[2]
         )
         grads = grad_current, sums[:, 0], grad_v0, sums[:, 1]
-        return *(grad if wanted[i] else None for i, grad in enumerate(grads)), *(None,) * 4
+        return *(grad if wanted[i] else None for i, grad in enumerate(grads)), *(None,) * 5
 
 
 def _kernels(tensor):

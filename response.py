@@ -43,9 +43,14 @@ def layer_response(fields, frames, state=None, channels=None, pool=None):
     """K fields that share one SpatialRF, at once: responses (T, K, B, N, H, W), pooled by `pool`, state, and
     mean responses (K,) of "lif", else zeros.
 
-    channels: how many channels the frames stand for, K if None.
+    channels: how many channels the frames stand for, K if None.  Where memory counts, frames and responses
+    are tuples of K tensors (T, 1, B, ...).
     """
     spatial = fields[0].spatial
+    if isinstance(frames, tuple):
+        if spatial.norm is None:
+            return one_by_one(fields, frames, state, pool)
+        frames = torch.cat(frames, 1)
     frames = spatial.normalise(frames, channels or len(fields))
     weight = spatial.spatial.weight
     if fields[0].recompute and pool is not None and spatial.convolution != "spectral":
@@ -57,8 +62,25 @@ def layer_response(fields, frames, state=None, channels=None, pool=None):
     return neurons_response(fields, current.unflatten(0, frames.shape[:3]), state, pool)
 
 
+def one_by_one(fields, frames, state, pool):
+    """`layer_response` of K channels, each to frames (T, 1, B, C, H, W) of its own, one after the other.
+
+    The backward pass frees what it kept of a channel before it comes to the next one: of the gradients, which
+    are as large, it holds one channel's at a time.
+    """
+    befores = [None] * len(fields) if state is None else map(_state(fields), state.v.split(1))
+    responses = [
+        layer_response([field], part, before, None, pool)
+        for field, part, before in zip(fields, frames, befores, strict=True)
+    ]
+    out, afters, activities = zip(*responses, strict=True)
+    after = None if afters[0] is None else _state(fields)(torch.cat([after.v for after in afters]))
+    return out, after, torch.cat(activities)
+
+
 def banded_response(fields, frames, weight, state, pool, rows):
-    """`neurons_response` to the convolution of frames, by bands of `rows` rows, an even number.
+    """`neurons_response` to the convolution of frames, by bands of `rows` rows, an even number; the responses
+    a tuple of K.
 
     Few channels come in, many go out four times as large as the next layer takes them, once per time
     constant: in the paper's first layer 8 GB of float32 voltages that a cheap convolution of 29 MB of events
@@ -71,12 +93,12 @@ def banded_response(fields, frames, weight, state, pool, rows):
     parameters += [f.skip_weight for f in fields if f.skip_connection]
     setting = fields, frames.shape, pool, rows
     v0 = None if state is None else state.v
-    out, v, activity = _Bands.apply(setting, padded, weight, v0, *parameters)
-    return out, None if v is None else _state(fields)(v), activity
+    *out, v, activity = _Bands.apply(setting, padded, weight, v0, *parameters)
+    return tuple(out), None if v is None else _state(fields)(v), activity
 
 
 class _Bands(torch.autograd.Function):
-    """Pooled responses, last voltages and activities, written band by band into place."""
+    """Pooled responses of each channel, last voltages and activities, written band by band into place."""
 
     @staticmethod
     def forward(ctx, setting, padded, weight, v0, *parameters):
@@ -86,10 +108,11 @@ class _Bands(torch.autograd.Function):
         for top, bottom in _Bands.rows(setting):
             out, v, mean = _Bands.band(setting, top, bottom, padded, weight, v0)
             if outs is None:
-                *step, C, _, w = out.shape
-                outs = out.new_empty(*step, shape[-2] // 2, w, C).movedim(-1, -3)
+                *step, C, _, w = out[0].shape
+                outs = [band.new_empty(*step, shape[-2] // 2, w, C).movedim(-1, -3) for band in out]
                 last = None if v is None else v.new_empty(*v.shape[:2], *shape[-2:], C).movedim(-1, -3)
-            outs[..., top // 2 : bottom // 2, :] = out
+            for of_channel, band in zip(outs, out, strict=True):
+                of_channel[..., top // 2 : bottom // 2, :] = band
             if last is not None:
                 last[..., top:bottom, :] = v
             activity = activity + mean * ((bottom - top) / shape[-2])
@@ -100,11 +123,12 @@ class _Bands(torch.autograd.Function):
         )
         ctx.save_for_backward(padded, weight, v0, *parameters)
         ctx.set_materialize_grads(False)
-        return outs, last, activity
+        return *outs, last, activity
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out, grad_last, grad_activity):
+    def backward(ctx, *given):
+        *grads_out, grad_last, grad_activity = given
         padded, weight, v0, *parameters = ctx.saved_tensors
         inputs = [padded, weight, v0, *parameters]
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
@@ -120,7 +144,10 @@ class _Bands(torch.autograd.Function):
                 leaves += parameters
             height = ctx.setting[1][-2]
             pairs = [
-                (out, None if grad_out is None else grad_out[..., top // 2 : bottom // 2, :]),
+                (band, None if grad is None else grad[..., top // 2 : bottom // 2, :])
+                for band, grad in zip(out, grads_out, strict=True)
+            ]
+            pairs += [
                 (v, None if grad_last is None else grad_last[..., top:bottom, :]),
                 (mean, None if grad_activity is None else grad_activity * ((bottom - top) / height)),
             ]
@@ -150,7 +177,7 @@ class _Bands(torch.autograd.Function):
         current = F.conv2d(part, weight).unflatten(0, shape[:3])
         state = None if v0 is None else _state(fields)(v0[..., top:bottom, :])
         out, state, activity = neurons_response(fields, current, state, pool)
-        return out, None if state is None else state.v, activity
+        return out.split(1, 1), None if state is None else state.v, activity
 
 
 def _state(fields):

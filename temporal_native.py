@@ -8,6 +8,7 @@ import torch
 
 import native
 
+WORD = 32  # bits, one per step
 LEAST = 2**15  # cells for a thread of its own, as torch has it
 
 
@@ -60,28 +61,46 @@ def _scan(name, current, decay, v0, inputs, *others):
     native.call(name, v0.dtype, T, K, groups, n, per_cell, _threads(T * K * n), *inputs, *others)
 
 
-def pool(net, K, current, decay, v0, skips, v_th):
-    """What `pooling.pooled_neurons` returns, of channels last: pooled responses (T, K, B, H // 2, W // 2, C),
-    last voltages (K, B, H, W, C) or None, and, for net 2, the sums (K,) of all responses."""
+def pool(net, K, current, decay, v0, skips, v_th, to_train):
+    """What `pooling.pooled_neurons` returns, of channels last, and what `pool_backward` takes: pooled
+    responses (T, K, B, H // 2, W // 2, C), last voltages (K, B, H, W, C) or None, for net 2 the sums (K,) of
+    all responses, and (current, v0), or, of net 1 `to_train`, (above, at_decay, last_slope, at_skip).
+
+    above: a bit per step of whether a voltage passes the rectifier, int32 (steps / 32, K, B, H, W, C).
+    at_decay, at_skip (None without skips): derivatives of the pooled responses.  last_slope: those of the
+    last voltages.
+    """
     T, groups, B, H, W, C = current.shape
     pooled = current.new_empty(T, K, B, H // 2, W // 2, C)
     last = None if net == 0 else current.new_empty(K, B, H, W, C)
     sums = torch.zeros(B, -(-H // 2), K, dtype=torch.float64)
-    sizes = net, T, K, groups, B, H, W, C, _threads(T * K * B * H * W * C)
-    native.call("pool", current.dtype, *sizes, current, decay, v0, v_th, skips, pooled, last, sums)
-    return pooled, last, sums.sum((0, 1))
+    sizes = T, K, groups, B, H, W, C, _threads(T * K * B * H * W * C)
+    if net != 1 or not to_train:
+        native.call("pool", current.dtype, net, *sizes, current, decay, v0, v_th, skips, pooled, last, sums)
+        return pooled, last, sums.sum((0, 1)), (current, v0)
+    above = current.new_empty(-(-T // WORD), K, B, H, W, C, dtype=torch.int32)
+    at_skip = None if skips is None else torch.empty_like(pooled)
+    kept = above, torch.empty_like(pooled), torch.empty_like(last), at_skip
+    native.call("pool_slopes", current.dtype, *sizes, current, decay, v0, skips, pooled, last, *kept)
+    return pooled, last, sums.sum((0, 1)), kept
 
 
-def pool_backward(net, K, grads, current, decay, v0, skips, v_th, alpha, to_rest):
+def pool_backward(net, K, grads, kept, shape, dtype, decay, skips, v_th, alpha, to_rest):
     """The gradient at the current, those (K, 2) at decays and skips, and that at v0 if `to_rest`.
 
-    grads: at the pooled responses, the last voltages, and the sums; each may be None.
+    grads: at the pooled responses, the last voltages, and the sums; each may be None.  shape, dtype: the
+    current's.
     """
-    T, groups, B, H, W, C = current.shape
-    grad_current = torch.empty_like(current)
-    grad_v0 = torch.empty_like(v0) if to_rest else None
+    T, groups, B, H, W, C = shape
+    grad_current = kept[0].new_empty(shape, dtype=dtype)
+    grad_v0 = grad_current.new_empty(K, B, H, W, C) if to_rest else None
     sums = torch.zeros(B, -(-H // 2), K, 2, dtype=torch.float64)
-    sizes = net, T, K, groups, B, H, W, C, _threads(T * K * B * H * W * C)
-    arguments = *grads, current, decay, v0, v_th, alpha, skips, grad_current, grad_v0, sums
-    native.call("pool_backward", current.dtype, *sizes, *arguments)
+    sizes = T, K, groups, B, H, W, C, _threads(T * K * B * H * W * C)
+    to = grad_current, grad_v0, sums
+    if net == 1:
+        native.call("pool_slopes_backward", dtype, *sizes, *grads[:2], *kept, decay, skips, *to)
+    else:
+        current, v0 = kept
+        constants = v_th, alpha
+        native.call("pool_backward", dtype, net, *sizes, *grads, current, decay, v0, *constants, skips, *to)
     return grad_current, sums.sum((0, 1)), grad_v0

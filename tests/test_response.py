@@ -1,10 +1,12 @@
 """Bands, and neurons with pooling in one pass, against their plain twins."""
 
 import functools
+import itertools
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 import native
 import pooling
@@ -22,7 +24,7 @@ CONFIG = dict(
 def one_pass(request, monkeypatch, interpreted):
     """Kernels that `pooled_neurons` runs on."""
     if request.param == "triton":
-        kernels = interpreted("pooling_triton", BLOCK=64, SEGMENT=2)
+        kernels = interpreted("pooling_triton", BLOCK=64, SEGMENT=2, WORD=2)
         monkeypatch.setattr(pooling, "_kernels", lambda tensor: kernels)
     elif native.load() is None:
         pytest.skip("no C++ compiler")
@@ -30,25 +32,24 @@ def one_pass(request, monkeypatch, interpreted):
 
 
 @pytest.mark.parametrize(
-    "one_pass, H, W, wide",
+    "one_pass, T, B, C, H, W",
     [
-        ("compiled", 6, 8, False),
-        ("compiled", 7, 9, False),
-        ("compiled", 2, 3, False),
-        ("compiled", 3, 11, True),
-    ]
-    + [("triton", 5, 7, False)],
+        ("compiled", 5, 2, 3, 6, 8),
+        ("compiled", 5, 2, 3, 7, 9),
+        ("compiled", 5, 2, 3, 2, 3),
+        ("compiled", 64, 1, 128, 3, 11),  # more than a block of the backward pass, and than a word of bits
+        ("triton", 5, 2, 3, 5, 7),
+    ],
     indirect=["one_pass"],
 )
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("skips", [False, True])
 @pytest.mark.parametrize("net", ["li", "lif", "ann"])
 def test_neurons_and_pooling_in_one_pass_are_those_apart(
-    project, monkeypatch, one_pass, net, skips, groups, H, W, wide
+    project, monkeypatch, one_pass, net, skips, groups, T, B, C, H, W
 ):
     """Responses, states, activities and their gradients at current, states, rates and weights of three
-    channels, from rest and from a state; `wide` ones do not fit the blocks of a backward pass."""
-    T, B, C = (64, 1, 128) if wide else (5, 2, 3)
+    channels, from rest and from a state."""
     groups = 3 if net == "ann" and not skips else groups  # the others are one and the same
     fields = [
         SpatioTemporalRF(None, TemporalRF(net, torch.tensor(rate).double()), skips)
@@ -121,7 +122,7 @@ def test_narrow_currents_on_a_gpu(monkeypatch, interpreted, net, dtype):
 
     def run(x):
         x = x.clone().requires_grad_()
-        arguments = x.movedim(-3, -1).contiguous(), decay, None, None, net, 2, *response.CONSTANTS
+        arguments = x.movedim(-3, -1).contiguous(), decay, None, None, net, 2, *response.CONSTANTS, True
         out, v, _ = pooling._PooledNeurons.apply(*arguments)
         return out, v, torch.autograd.grad(out.float().square().sum(), x)[0]
 
@@ -187,20 +188,57 @@ def test_bands_are_the_whole(project, monkeypatch, net, skips, normalisation):
             assert project.error(gradients[name], gradient) < 1e-10, name
 
 
+def kept(layer):
+    """Bytes that the backward pass of a layer is handed."""
+    sizes = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: sizes.update({t.data_ptr(): t.nbytes}) or t, lambda t: t
+    ):
+        out, *_ = layer()
+    sum(part.sum() for part in out).backward()
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("one_pass", ["compiled"], indirect=True)
+@pytest.mark.parametrize("net, part", [("li", 0.35), ("lif", 1.05)])
+def test_of_leaky_integrators_a_third_of_the_current_is_kept(one_pass, net, part):
+    current = torch.rand(40, 1, 1, 16, 18, 18, requires_grad=True)
+    field = SpatioTemporalRF(None, TemporalRF(net, torch.tensor(100.0)))
+    assert (
+        0.9 * part
+        < kept(lambda: response.neurons_response([field], current, None, average_pool)) / (current.nbytes)
+        < part
+    )
+
+
+def test_channels_one_by_one_free_what_they_kept():
+    """Peak memory of a step whose first layer comes in bands, and the others channel after channel, against
+    one with all channels at a time."""
+    layers = [channel.spatiotemporal for channel in SpatioTemporalModel(Config(**CONFIG)).channels]
+    first, second = ([channel[i] for channel in layers] for i in range(2))
+    frames, weight = torch.rand(12, 1, 2, 2, 36, 36), first[0].spatial.spatial.weight
+
+    def peak(at_once):
+        def step():
+            parts, *_ = response.banded_response(first, frames, weight, None, average_pool, 2)
+            parts = torch.cat(parts, 1) if at_once else parts
+            out, *_ = response.layer_response(second, parts, None, None, average_pool)
+            del parts
+            (out if at_once else torch.cat(out, 1)).sum().backward()
+
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+            step()
+        events = sorted(trace.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+        return max(itertools.accumulate(e.nbytes() for e in events if e.name() == "[memory]"))
+
+    assert peak(at_once=False) < 0.75 * peak(at_once=True)
+
+
 def test_bands_keep_no_activations():
-    """What the backward pass of a layer is handed: frames and weights per band, against all voltages."""
+    """Frames and weights per band, against all voltages."""
     model = SpatioTemporalModel(Config(**CONFIG))
     fields = [channel.spatiotemporal[0] for channel in model.channels]
     frames, weight = torch.rand(6, 1, 1, 2, 32, 32), fields[0].spatial.spatial.weight
-
-    def kept(layer):
-        sizes = {}
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: sizes.update({t.data_ptr(): t.numel()}) or t, lambda t: t
-        ):
-            out, *_ = layer()
-        out.sum().backward()
-        return sum(sizes.values())
 
     def plain():
         current = F.conv2d(frames.flatten(0, 2), weight, padding="same").unflatten(0, (6, 1, 1))

@@ -19,7 +19,8 @@ import temporal_triton  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
 SCANS = {"_integrate": 2, "_integrate_backward": 4, "_fire": 2, "_fire_backward": 10}  # loads of cells
-GIVEN = ("REST", "SKIP", "POOLED", "LAST", "EACH", "TO_REST")
+POOLS = {"_pool": (0, 1, 2), "_pool_backward": (0, 2), "_pool_slopes_backward": (1,)}  # of which nets
+GIVEN = ("REST", "SKIP", "SLOPES", "POOLED", "LAST", "EACH", "TO_REST")
 ONES = ("T", "K", "groups", "B", "C")  # Triton compiles sizes of 1 on their own
 
 
@@ -27,11 +28,13 @@ def compiled(module, kernel, types=None, divisible=(), **constants):
     """Its PTX.  types: of arguments, others are int32 or pointers to float32; divisible: those that 16
     divides, which Triton finds out as well."""
     kernel = getattr(module, kernel)
-    constants |= {"BLOCK": module.BLOCK, "SEGMENT": module.SEGMENT}
-    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    types = types or {}
+    constants |= {"BLOCK": module.BLOCK, "SEGMENT": module.SEGMENT, "WORD": 32}
+    constants, types = (
+        {name: value for name, value in given.items() if name in kernel.arg_names}
+        for given in (constants, types or {})
+    )
     found = {name: "*fp32" for name in kernel.arg_names if name.endswith("_ptr")}
-    found |= {"v_th": "fp32", "alpha": "fp32"} if module is pooling_triton else {}
+    found |= {"v_th": "fp32", "alpha": "fp32", "above_ptr": "*i32"} if module is pooling_triton else {}
     found |= types | dict.fromkeys(constants, "constexpr")
     signature = {name: found.get(name, "i32") for name in kernel.arg_names}
     attributes = {
@@ -63,19 +66,20 @@ def test_scans_move_16_bytes_at_a_time(kernel):
     assert "st.global.v4" in ptx and ptx.count("st.global") == ptx.count("st.global.v4")
 
 
-@pytest.mark.parametrize("net", [0, 1, 2])
-@pytest.mark.parametrize("kernel", ["_pool", "_pool_backward"])
+@pytest.mark.parametrize("kernel, net", [(kernel, net) for kernel, nets in POOLS.items() for net in nets])
 def test_neurons_and_pooling(kernel, net):
     for given, narrow in itertools.product([False, True], [False, True]):
         options = dict.fromkeys(GIVEN, given) | {"STATE": tl.float32, "NET": net}
+        options["SLOPES"] = given and net == 1
         narrower = ("x_ptr", "dx_ptr", "pooled_ptr", "dpooled_ptr") if net == 0 else ("x_ptr", "dx_ptr")
         types = dict.fromkeys(narrower, "*bf16") if narrow else {}
         assert "fma" not in compiled(pooling_triton, kernel, types, **options)
     assert compiled(pooling_triton, kernel, **options, **dict.fromkeys(ONES, 1))
 
 
-@pytest.mark.parametrize("kernel", ["_pool", "_pool_backward"])
+@pytest.mark.parametrize("kernel", POOLS)
 def test_neurons_and_pooling_move_8_bytes_at_a_time(kernel):
-    options = dict.fromkeys(GIVEN, False) | {"POOLED": True, "STATE": tl.float32, "NET": 1}
+    options = dict.fromkeys(GIVEN, False) | {"POOLED": True, "SLOPES": True, "STATE": tl.float32}
+    options["NET"] = 2 if kernel == "_pool_backward" else 1
     ptx = compiled(pooling_triton, kernel, divisible=("C",), **options)
     assert "ld.global.v2" in ptx and "st.global.v2" in ptx
