@@ -158,7 +158,7 @@ def channels_response(channels, frames, states, count=None):
         out, state, activity = layer_response(fields, out, state, count, pool)
         new_states.append(state)
         activities.append(activity)
-    out = torch.cat(out, 1) if isinstance(out, tuple) else out
+    out = torch.cat(out, 1) if isinstance(out, list) else out
     return out, tuple(new_states), torch.stack(activities).mean(0)
 
 

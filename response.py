@@ -44,13 +44,13 @@ def layer_response(fields, frames, state=None, channels=None, pool=None):
     mean responses (K,) of "lif", else zeros.
 
     channels: how many channels the frames stand for, K if None.  Where memory counts, frames and responses
-    are tuples of K tensors (T, 1, B, ...).
+    are lists of K tensors (T, 1, B, ...); that of frames is left empty.
     """
     spatial = fields[0].spatial
-    if isinstance(frames, tuple):
+    if isinstance(frames, list):
         if spatial.norm is None:
             return one_by_one(fields, frames, state, pool)
-        frames = torch.cat(frames, 1)
+        frames = torch.cat([frames.pop(0) for _ in fields], 1)
     frames = spatial.normalise(frames, channels or len(fields))
     weight = spatial.spatial.weight
     if fields[0].recompute and pool is not None and spatial.convolution != "spectral":
@@ -66,21 +66,22 @@ def one_by_one(fields, frames, state, pool):
     """`layer_response` of K channels, each to frames (T, 1, B, C, H, W) of its own, one after the other.
 
     The backward pass frees what it kept of a channel before it comes to the next one: of the gradients, which
-    are as large, it holds one channel's at a time.
+    are as large, it holds one channel's at a time.  Frames that a convolution under autocast has copied are
+    freed at once.
     """
     befores = [None] * len(fields) if state is None else map(_state(fields), state.v.split(1))
     responses = [
-        layer_response([field], part, before, None, pool)
-        for field, part, before in zip(fields, frames, befores, strict=True)
+        layer_response([field], frames.pop(0), before, None, pool)
+        for field, before in zip(fields, befores, strict=True)
     ]
     out, afters, activities = zip(*responses, strict=True)
     after = None if afters[0] is None else _state(fields)(torch.cat([after.v for after in afters]))
-    return out, after, torch.cat(activities)
+    return list(out), after, torch.cat(activities)
 
 
 def banded_response(fields, frames, weight, state, pool, rows):
     """`neurons_response` to the convolution of frames, by bands of `rows` rows, an even number; the responses
-    a tuple of K.
+    a list of K.
 
     Few channels come in, many go out four times as large as the next layer takes them, once per time
     constant: in the paper's first layer 8 GB of float32 voltages that a cheap convolution of 29 MB of events
@@ -94,7 +95,7 @@ def banded_response(fields, frames, weight, state, pool, rows):
     setting = fields, frames.shape, pool, rows
     v0 = None if state is None else state.v
     *out, v, activity = _Bands.apply(setting, padded, weight, v0, *parameters)
-    return tuple(out), None if v is None else _state(fields)(v), activity
+    return out, None if v is None else _state(fields)(v), activity
 
 
 class _Bands(torch.autograd.Function):
