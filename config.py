@@ -114,7 +114,7 @@ class Config:
         ("auto", "direct", "spectral"),
     )
     checkpoint_activations: int = flag(
-        1, "compute the first layer's activations again in the backward pass instead of keeping them"
+        1, "large fields: compute the first layer again in the backward pass, the others channel by channel"
     )
     compile: int = flag(0, "compile batch normalisation with torch.compile; needs a C++ compiler on a CPU")
     # loss and optimisation

@@ -7,7 +7,7 @@
     heat maps (T, B, N, h, w)
 
 The network is feed-forward in time, so spatial operators run once over all T * B frames and only the neurons
-walk over time.  Temporal channels that share spatial weights run as one batch, stacked on an axis K behind
+walk over time.  Temporal channels that share spatial weights run together, stacked on an axis K behind
 time.  Module and parameter names are the published ones.
 Source: paper, Fig. 2 and Methods; FIDELITY 1-6, 13, 14.
 """
@@ -30,7 +30,7 @@ from receptive_fields import (
     spatial_parameters,
     temporal_rates_hz,
 )
-from response import layer_response, respond
+from response import as_one, layer_response, respond
 
 SKIP_WEIGHT = 0.9
 POOLING = 16  # pixels of the field per cell in front of the read-out, per axis
@@ -158,8 +158,7 @@ def channels_response(channels, frames, states, count=None):
         out, state, activity = layer_response(fields, out, state, count, pool)
         new_states.append(state)
         activities.append(activity)
-    out = torch.cat(out, 1) if isinstance(out, list) else out
-    return out, tuple(new_states), torch.stack(activities).mean(0)
+    return as_one(out) if isinstance(out, list) else out, tuple(new_states), torch.stack(activities).mean(0)
 
 
 class SpatioTemporalModel(nn.Module):
@@ -190,7 +189,7 @@ class SpatioTemporalModel(nn.Module):
         return field_rows(self.config, scale)
 
     def groups(self):
-        """Indices of channels that share spatial weights and so run as one batch."""
+        """Indices of channels that share spatial weights and so run together."""
         n, stride = len(self.channels), len(self.channels) // self.config.n_temporal_scales
         if not self.config.weight_sharing:
             return [[k] for k in range(n)]

@@ -21,6 +21,7 @@ using index = std::int64_t;
 
 constexpr index BLOCK = 1024;    // cells that are scanned at a time
 constexpr index KEPT = 1 << 17;  // cells, times steps, that a pooled backward pass keeps in cache
+constexpr index WORD = 32;       // bits, one per step; as in temporal_native.py
 enum Net { RELU, LI, LIF };      // as in pooling.py
 
 // --- one step of one cell: v before it, x its current, u the voltage before the reset ---
@@ -256,35 +257,61 @@ void spread(const R *grads, index pairs, index C, R each, R *to, index n) {
     }
 }
 
-template <Net NET, typename R>
+// With SLOPES, of LI, also what the backward pass takes instead of the current: `above`, a bit per step of whether a
+// voltage passes the rectifier (steps / WORD, K, B, H, W, C), and the derivatives of the responses at decay and skip,
+// pooled as they are.  That of the voltage at decay, its slope, walks along with it:
+//
+//     slope[t] = slope[t-1] + (x[t] - v[t-1]) - decay slope[t-1]
+template <Net NET, bool SLOPES, typename R>
 void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, const R *skip, R *pooled, R *last,
-          double *sums) {
+          double *sums, std::uint32_t *above, R *at_decay, R *last_slope, R *at_skip) {
     p.each_block([=](Pooled::Block block) {
-        const index n = block.cells, k = block.k;
+        const index n = block.cells, k = block.k, both = 2 * n;
         const R d = NET == RELU ? R(1) : decay[k], weight = skip ? skip[k] : R(0), v_th = threshold;
-        R *v = room<R>(0, 2 * n), *y = room<R>(1, n), *spikes = room<R>(2, n);
-        std::fill_n(v, 2 * n, R(0));
+        R *v = room<R>(0, both), *y = room<R>(1, n), *spikes = room<R>(2, n);
+        R *slope = room<R>(3, both), *dy = room<R>(4, n), *xs = room<R>(5, n);
+        std::uint32_t *bits = room<std::uint32_t>(0, both);
+        const index whole = (k * p.B + block.b) * p.frame() + block.at;
+        for (R *zero : {v, slope}) std::fill_n(zero, both, R(0));
         std::fill_n(spikes, n, R(0));
         for (index r = 0; NET != RELU && v0 && r < block.rows; r++)
-            std::copy_n(v0 + (k * p.B + block.b) * p.frame() + block.at + r * p.row(), n, v + r * n);
+            std::copy_n(v0 + whole + r * p.row(), n, v + r * n);
         for (index t = 0; t < p.T; t++) {
+            if (SLOPES && t % WORD == 0) std::fill_n(bits, both, 0);
+            std::fill_n(y, n, R(0));
+            for (R *sum : {dy, xs}) std::fill_n(sum, SLOPES ? n : 0, R(0));
             for (index r = 0; r < block.rows; r++) {
                 const R *x = current + p.at(t, p.groups, k, block.b) * p.frame() + block.at + r * p.row();
-                R *v_r = v + r * n, *sum = y;
+                R *v_r = v + r * n, *slope_r = slope + r * n, *y_r = y, *dy_r = dy, *xs_r = xs;
+                std::uint32_t *bits_r = bits + r * n;
+                const std::uint32_t bit = std::uint32_t(1) << t % WORD;
 #pragma omp simd
                 for (index i = 0; i < n; i++) {
                     const R u = charge<NET>(x[i], v_r[i], d), out = output<NET>(u, v_th);
+                    if (SLOPES) {
+                        const R s = slope_r[i] + (x[i] - v_r[i] - d * slope_r[i]);
+                        bits_r[i] |= u <= 0 ? 0 : bit;
+                        slope_r[i] = s;
+                        dy_r[i] += u <= 0 ? R(0) : s;
+                        xs_r[i] += x[i];
+                    }
                     v_r[i] = reset<NET>(u, v_th);
-                    sum[i] = (r ? sum[i] : R(0)) + (skip ? out + weight * x[i] : out);
+                    y_r[i] += skip ? out + weight * x[i] : out;
                 }
             }
             if (NET == LIF)
 #pragma omp simd
                 for (index i = 0; i < n; i++) spikes[i] += y[i];
             average(y, block.pairs, p.C, pooled + p.pooled_at(t, block));
+            if (!SLOPES) continue;
+            average(dy, block.pairs, p.C, at_decay + p.pooled_at(t, block));
+            if (at_skip) average(xs, block.pairs, p.C, at_skip + p.pooled_at(t, block));
+            for (index r = 0; (t % WORD == WORD - 1 || t == p.T - 1) && r < block.rows; r++)
+                std::copy_n(bits + r * n, n, above + t / WORD * p.K * p.B * p.frame() + whole + r * p.row());
         }
-        for (index r = 0; NET != RELU && r < block.rows; r++)
-            std::copy_n(v + r * n, n, last + (k * p.B + block.b) * p.frame() + block.at + r * p.row());
+        for (index r = 0; NET != RELU && r < block.rows; r++) std::copy_n(v + r * n, n, last + whole + r * p.row());
+        for (index r = 0; SLOPES && r < block.rows; r++)
+            std::copy_n(slope + r * n, n, last_slope + whole + r * p.row());
         if (NET == LIF) sums[(block.b * p.strips() + block.strip) * p.K + k] += total(spikes, n);
     });
 }
@@ -349,56 +376,7 @@ void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *
     });
 }
 
-// Leaky integrators, as `pool`, and what their backward pass takes instead of the current: `above`, a bit per step of
-// whether a voltage passes the rectifier (steps / 32, K, B, H, W, C), and the derivatives of the responses at decay
-// and skip, pooled as they are.  That of the voltage at decay, its slope, walks along with it:
-//
-//     slope[t] = slope[t-1] + (x[t] - v[t-1]) - decay slope[t-1]
-template <typename R>
-void pool_slopes(Pooled p, const R *current, const R *decay, const R *v0, const R *skip, R *pooled, R *last,
-                 std::uint32_t *above, R *at_decay, R *last_slope, R *at_skip) {
-    p.each_block([=](Pooled::Block block) {
-        const index n = block.cells, k = block.k, both = 2 * n;
-        const R d = decay[k], weight = skip ? skip[k] : R(0);
-        R *v = room<R>(0, both), *slope = room<R>(1, both), *y = room<R>(2, n), *dy = room<R>(3, n), *xs = room<R>(4, n);
-        std::uint32_t *bits = room<std::uint32_t>(0, both);
-        const index whole = (k * p.B + block.b) * p.frame() + block.at;
-        for (R *zero : {v, slope}) std::fill_n(zero, both, R(0));
-        for (index r = 0; v0 && r < block.rows; r++) std::copy_n(v0 + whole + r * p.row(), n, v + r * n);
-        for (index t = 0; t < p.T; t++) {
-            if (t % 32 == 0) std::fill_n(bits, both, 0);
-            for (R *sum : {y, dy, xs}) std::fill_n(sum, n, R(0));
-            for (index r = 0; r < block.rows; r++) {
-                const R *x = current + p.at(t, p.groups, k, block.b) * p.frame() + block.at + r * p.row();
-                R *v_r = v + r * n, *slope_r = slope + r * n, *y_r = y, *dy_r = dy, *xs_r = xs;
-                std::uint32_t *bits_r = bits + r * n;
-                const std::uint32_t bit = std::uint32_t(1) << t % 32;
-#pragma omp simd
-                for (index i = 0; i < n; i++) {
-                    const R u = charge<LI>(x[i], v_r[i], d), s = slope_r[i] + (x[i] - v_r[i] - d * slope_r[i]);
-                    const R out = output<LI>(u, R(0));
-                    bits_r[i] |= u <= 0 ? 0 : bit;
-                    v_r[i] = u;
-                    slope_r[i] = s;
-                    y_r[i] += skip ? out + weight * x[i] : out;
-                    dy_r[i] += u <= 0 ? R(0) : s;
-                    xs_r[i] += x[i];
-                }
-            }
-            average(y, block.pairs, p.C, pooled + p.pooled_at(t, block));
-            average(dy, block.pairs, p.C, at_decay + p.pooled_at(t, block));
-            if (at_skip) average(xs, block.pairs, p.C, at_skip + p.pooled_at(t, block));
-            for (index r = 0; (t % 32 == 31 || t == p.T - 1) && r < block.rows; r++)
-                std::copy_n(bits + r * n, n, above + t / 32 * p.K * p.B * p.frame() + whole + r * p.row());
-        }
-        for (index r = 0; r < block.rows; r++) {
-            std::copy_n(v + r * n, n, last + whole + r * p.row());
-            std::copy_n(slope + r * n, n, last_slope + whole + r * p.row());
-        }
-    });
-}
-
-// sums: as in `pool_backward`, of gradients times slopes.
+// Of LI, from what `pool` noted.  sums: as in `pool_backward`, of gradients times slopes.
 template <typename R>
 void pool_slopes_backward(Pooled p, const R *grad_pooled, const R *grad_last, const std::uint32_t *above,
                           const R *at_decay, const R *last_slope, const R *at_skip, const R *decay, const R *skip,
@@ -423,8 +401,8 @@ void pool_slopes_backward(Pooled p, const R *grad_pooled, const R *grad_last, co
             for (index r = 0; r < block.rows; r++) {
                 R *dx = grad_current + p.at(t, p.groups, k, block.b) * p.frame() + block.at + r * p.row();
                 const R *others = base(dx, k >= p.groups, n, copy, none);
-                const std::uint32_t *bits = above + t / 32 * p.K * p.B * p.frame() + whole + r * p.row();
-                const std::uint32_t bit = std::uint32_t(1) << t % 32;
+                const std::uint32_t *bits = above + t / WORD * p.K * p.B * p.frame() + whole + r * p.row();
+                const std::uint32_t bit = std::uint32_t(1) << t % WORD;
                 R *h_r = h + r * n;
 #pragma omp simd
                 for (index i = 0; i < n; i++) {
@@ -459,19 +437,17 @@ void pool_slopes_backward(Pooled p, const R *grad_pooled, const R *grad_last, co
         fire_backward<R>({T, K, groups, n, per_cell, threads}, dz, dlast, x, decay, v0, v_th, alpha, dx, changes, dv0); \
     }                                                                                                                   \
     void pool_##suffix(index net, POOLED, const R *x, const R *decay, const R *v0, double v_th, const R *skip, R *out,  \
-                       R *last, double *sums) {                                                                         \
-        const auto run = net == LIF ? pool<LIF, R> : net == LI ? pool<LI, R> : pool<RELU, R>;                           \
-        run(SIZES, x, decay, v0, v_th, skip, out, last, sums);                                                          \
+                       R *last, double *sums, std::uint32_t *above, R *at_decay, R *last_slope, R *at_skip) {           \
+        const auto run = net == LIF ? pool<LIF, false, R>                                                               \
+                         : net == RELU ? pool<RELU, false, R>                                                           \
+                         : above ? pool<LI, true, R> : pool<LI, false, R>;                                              \
+        run(SIZES, x, decay, v0, v_th, skip, out, last, sums, above, at_decay, last_slope, at_skip);                    \
     }                                                                                                                   \
     void pool_backward_##suffix(index net, POOLED, const R *dout, const R *dlast, const R *deach, const R *x,           \
                                 const R *decay, const R *v0, double v_th, double alpha, const R *skip, R *dx, R *dv0,   \
                                 double *sums) {                                                                         \
         const auto run = net == LIF ? pool_backward<LIF, R> : pool_backward<RELU, R>;                                   \
         run(SIZES, dout, dlast, deach, x, decay, v0, v_th, alpha, skip, dx, dv0, sums);                                 \
-    }                                                                                                                   \
-    void pool_slopes_##suffix(POOLED, const R *x, const R *decay, const R *v0, const R *skip, R *out, R *last,          \
-                              std::uint32_t *above, R *at_decay, R *last_slope, R *at_skip) {                           \
-        pool_slopes<R>(SIZES, x, decay, v0, skip, out, last, above, at_decay, last_slope, at_skip);                     \
     }                                                                                                                   \
     void pool_slopes_backward_##suffix(POOLED, const R *dout, const R *dlast, const std::uint32_t *above,               \
                                        const R *at_decay, const R *last_slope, const R *at_skip, const R *decay,        \

@@ -32,7 +32,7 @@ def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
     on a GPU the current may be narrower.
 
     Neurons' responses are the largest tensors there are, and pooling leaves a quarter of them.  Here they go
-    through pooling as they come, in cache; what is kept for the backward pass is less still
+    through pooling as they come, in cache; for the backward pass the current is kept, or less
     (`_PooledNeurons`).  The plain twin is the rest of `response.neurons_response`.
     """
     _, groups, B, C, H, W = current.shape
@@ -63,7 +63,8 @@ class _PooledNeurons(torch.autograd.Function):
     Kept are "ann" and "lif" currents, from which the backward pass computes voltages again.  Gradients of
     leaky integrators need of a voltage but its sign, and what decay does to the responses p: dL/d decay =
     sum dL/dp dp/d decay, where dv/d decay follows from step to step as v does.  So the forward pass writes
-    dp/d decay down beside p, and a bit per voltage: a third of the current.
+    dp/d decay down beside p, and a bit per voltage: for each k a third of a float32 current.  A skip
+    connection's weight wants the pooled current, too.
     """
 
     @staticmethod

@@ -43,40 +43,50 @@ def layer_response(fields, frames, state=None, channels=None, pool=None):
     """K fields that share one SpatialRF, at once: responses (T, K, B, N, H, W), pooled by `pool`, state, and
     mean responses (K,) of "lif", else zeros.
 
-    channels: how many channels the frames stand for, K if None.  Where memory counts, frames and responses
-    are lists of K tensors (T, 1, B, ...); that of frames is left empty.
+    channels: how many channels the frames stand for, K if None.  Responses that came in bands are a list of K
+    tensors (T, 1, B, N, H, W), and so are those to such a list, unless normalised; the list given is emptied.
     """
     spatial = fields[0].spatial
+    weight = spatial.spatial.weight
     if isinstance(frames, list):
         if spatial.norm is None:
-            return one_by_one(fields, frames, state, pool)
-        frames = torch.cat([frames.pop(0) for _ in fields], 1)
+            return one_by_one(fields, frames, weight, state, pool)
+        frames = as_one(frames)
     frames = spatial.normalise(frames, channels or len(fields))
-    weight = spatial.spatial.weight
     if fields[0].recompute and pool is not None and spatial.convolution != "spectral":
         band = BAND.get(frames.device.type, BAND["cpu"])
         rows = 2 * max(1, band // (2 * len(fields) * frames[:, :, :, 0, 0].numel() * len(weight)))
         if rows < frames.shape[-2] and not spectral_is_faster(frames.flatten(0, 2), weight):
             return banded_response(fields, frames, weight, state, pool, rows)
-    current = convolve(frames.flatten(0, 2), weight, spatial.convolution)
+    return whole_response(fields, frames, weight, state, pool)
+
+
+def whole_response(fields, frames, weight, state, pool):
+    current = convolve(frames.flatten(0, 2), weight, fields[0].spatial.convolution)
     return neurons_response(fields, current.unflatten(0, frames.shape[:3]), state, pool)
 
 
-def one_by_one(fields, frames, state, pool):
-    """`layer_response` of K channels, each to frames (T, 1, B, C, H, W) of its own, one after the other.
+def one_by_one(fields, frames, weight, state, pool):
+    """`whole_response` of K channels, each to frames (T, 1, B, C, H, W) of its own, one after the other.
 
-    The backward pass frees what it kept of a channel before it comes to the next one: of the gradients, which
-    are as large, it holds one channel's at a time.  Frames that a convolution under autocast has copied are
-    freed at once.
+    Currents are as large as their gradients, and all together the largest tensors there are.  Here the
+    backward pass makes the gradient at one channel's at a time, and frees what was kept of it before it comes
+    to the next.  Frames that a convolution under autocast has copied are freed at once.
     """
     befores = [None] * len(fields) if state is None else map(_state(fields), state.v.split(1))
     responses = [
-        layer_response([field], frames.pop(0), before, None, pool)
+        whole_response([field], frames.pop(0), weight, before, pool)
         for field, before in zip(fields, befores, strict=True)
     ]
     out, afters, activities = zip(*responses, strict=True)
     after = None if afters[0] is None else _state(fields)(torch.cat([after.v for after in afters]))
     return list(out), after, torch.cat(activities)
+
+
+def as_one(parts):
+    """K tensors (T, 1, B, C, H, W) of a list, which is emptied, as one (T, K, B, C, H, W), channels last in
+    memory."""
+    return torch.cat([parts.pop(0).movedim(-3, -1) for _ in range(len(parts))], 1).movedim(-1, -3)
 
 
 def banded_response(fields, frames, weight, state, pool, rows):

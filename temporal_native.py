@@ -74,15 +74,15 @@ def pool(net, K, current, decay, v0, skips, v_th, to_train):
     pooled = current.new_empty(T, K, B, H // 2, W // 2, C)
     last = None if net == 0 else current.new_empty(K, B, H, W, C)
     sums = torch.zeros(B, -(-H // 2), K, dtype=torch.float64)
+    slopes = (None,) * 4
+    if net == 1 and to_train:
+        above = current.new_empty(-(-T // WORD), K, B, H, W, C, dtype=torch.int32)
+        at_skip = None if skips is None else torch.empty_like(pooled)
+        slopes = above, torch.empty_like(pooled), torch.empty_like(last), at_skip
     sizes = T, K, groups, B, H, W, C, _threads(T * K * B * H * W * C)
-    if net != 1 or not to_train:
-        native.call("pool", current.dtype, net, *sizes, current, decay, v0, v_th, skips, pooled, last, sums)
-        return pooled, last, sums.sum((0, 1)), (current, v0)
-    above = current.new_empty(-(-T // WORD), K, B, H, W, C, dtype=torch.int32)
-    at_skip = None if skips is None else torch.empty_like(pooled)
-    kept = above, torch.empty_like(pooled), torch.empty_like(last), at_skip
-    native.call("pool_slopes", current.dtype, *sizes, current, decay, v0, skips, pooled, last, *kept)
-    return pooled, last, sums.sum((0, 1)), kept
+    results = pooled, last, sums, *slopes
+    native.call("pool", current.dtype, net, *sizes, current, decay, v0, v_th, skips, *results)
+    return pooled, last, sums.sum((0, 1)), (current, v0) if slopes[0] is None else slopes
 
 
 def pool_backward(net, K, grads, kept, shape, dtype, decay, skips, v_th, alpha, to_rest):

@@ -28,7 +28,7 @@ def compiled(module, kernel, types=None, divisible=(), **constants):
     """Its PTX.  types: of arguments, others are int32 or pointers to float32; divisible: those that 16
     divides, which Triton finds out as well."""
     kernel = getattr(module, kernel)
-    constants |= {"BLOCK": module.BLOCK, "SEGMENT": module.SEGMENT, "WORD": 32}
+    constants |= {name: getattr(module, name, None) for name in ("BLOCK", "SEGMENT", "WORD")}
     constants, types = (
         {name: value for name, value in given.items() if name in kernel.arg_names}
         for given in (constants, types or {})
