@@ -24,6 +24,7 @@ CONSTANTS = torch.tensor(V_TH).item(), ALPHA  # of LIF neurons; the threshold in
 # cells of a band's responses, over all steps, which bound the memory: on a CPU they stay in cache, on a GPU
 # each band costs the start of some twenty kernels
 BAND = {"cpu": 2**23, "cuda": 2**28}
+APART = 2**25  # cells of all channels' frames from which each channel runs on its own: of fewer it costs time
 
 
 def respond(net, current, rate_hz, state=None, backend="auto"):
@@ -43,15 +44,13 @@ def layer_response(fields, frames, state=None, channels=None, pool=None):
     """K fields that share one SpatialRF, at once: responses (T, K, B, N, H, W), pooled by `pool`, state, and
     mean responses (K,) of "lif", else zeros.
 
-    channels: how many channels the frames stand for, K if None.  Responses that came in bands are a list of K
-    tensors (T, 1, B, N, H, W), and so are those to such a list, unless normalised; the list given is emptied.
+    channels: how many channels the frames stand for, K if None.  Large responses, in front of layers without
+    batch norm, are a list of K tensors (T, 1, B, N, H, W), and so are those to a list, which is emptied.
     """
     spatial = fields[0].spatial
     weight = spatial.spatial.weight
     if isinstance(frames, list):
-        if spatial.norm is None:
-            return one_by_one(fields, frames, weight, state, pool)
-        frames = as_one(frames)
+        return one_by_one(fields, frames, weight, state, pool)
     frames = spatial.normalise(frames, channels or len(fields))
     if fields[0].recompute and pool is not None and spatial.convolution != "spectral":
         band = BAND.get(frames.device.type, BAND["cpu"])
@@ -84,14 +83,13 @@ def one_by_one(fields, frames, weight, state, pool):
 
 
 def as_one(parts):
-    """K tensors (T, 1, B, C, H, W) of a list, which is emptied, as one (T, K, B, C, H, W), channels last in
-    memory."""
-    return torch.cat([parts.pop(0).movedim(-3, -1) for _ in range(len(parts))], 1).movedim(-1, -3)
+    """K tensors (T, 1, B, C, H, W) as one (T, K, B, C, H, W), channels last in memory."""
+    return torch.cat([part.movedim(-3, -1) for part in parts], 1).movedim(-1, -3)
 
 
 def banded_response(fields, frames, weight, state, pool, rows):
-    """`neurons_response` to the convolution of frames, by bands of `rows` rows, an even number; the responses
-    a list of K.
+    """`neurons_response` to the convolution of frames, by bands of `rows` rows, an even number; large
+    responses are a list, as in `layer_response`.
 
     Few channels come in, many go out four times as large as the next layer takes them, once per time
     constant: in the paper's first layer 8 GB of float32 voltages that a cheap convolution of 29 MB of events
@@ -102,18 +100,21 @@ def banded_response(fields, frames, weight, state, pool, rows):
     padded = F.pad(frames.flatten(0, 2), pad).contiguous(memory_format=torch.channels_last)
     parameters = [] if fields[0].temporal.net == "ann" else [f.temporal.tau_mem_inv for f in fields]
     parameters += [f.skip_weight for f in fields if f.skip_connection]
-    setting = fields, frames.shape, pool, rows
+    cells = frames[:, 0, :, 0].numel() // 4 * len(fields) * len(weight)
+    apart = cells >= APART and fields[0].spatial.norm is None
+    setting = fields, frames.shape, pool, rows, apart
     v0 = None if state is None else state.v
     *out, v, activity = _Bands.apply(setting, padded, weight, v0, *parameters)
-    return out, None if v is None else _state(fields)(v), activity
+    return out if apart else out[0], None if v is None else _state(fields)(v), activity
 
 
 class _Bands(torch.autograd.Function):
-    """Pooled responses of each channel, last voltages and activities, written band by band into place."""
+    """Pooled responses, one tensor or one of each channel, last voltages and activities, written band by band
+    into place."""
 
     @staticmethod
     def forward(ctx, setting, padded, weight, v0, *parameters):
-        fields, shape, pool, _ = setting
+        shape = setting[1]
         outs = last = None
         activity = 0
         for top, bottom in _Bands.rows(setting):
@@ -122,8 +123,8 @@ class _Bands(torch.autograd.Function):
                 *step, C, _, w = out[0].shape
                 outs = [band.new_empty(*step, shape[-2] // 2, w, C).movedim(-1, -3) for band in out]
                 last = None if v is None else v.new_empty(*v.shape[:2], *shape[-2:], C).movedim(-1, -3)
-            for of_channel, band in zip(outs, out, strict=True):
-                of_channel[..., top // 2 : bottom // 2, :] = band
+            for part, band in zip(outs, out, strict=True):
+                part[..., top // 2 : bottom // 2, :] = band
             if last is not None:
                 last[..., top:bottom, :] = v
             activity = activity + mean * ((bottom - top) / shape[-2])
@@ -177,18 +178,18 @@ class _Bands(torch.autograd.Function):
     @staticmethod
     def rows(setting):
         """(top, bottom) of the bands; a last single row is not pooled: the band above takes it."""
-        _, shape, _, rows = setting
+        _, shape, _, rows, _ = setting
         tops = range(0, max(shape[-2] - 1, 1), rows)
         return zip(tops, [*tops[1:], shape[-2]], strict=True)
 
     @staticmethod
     def band(setting, top, bottom, padded, weight, v0):
-        fields, shape, pool, _ = setting
+        fields, shape, pool, _, apart = setting
         part = padded[..., top : bottom + weight.shape[-1] - 1, :]
         current = F.conv2d(part, weight).unflatten(0, shape[:3])
         state = None if v0 is None else _state(fields)(v0[..., top:bottom, :])
         out, state, activity = neurons_response(fields, current, state, pool)
-        return out.split(1, 1), None if state is None else state.v, activity
+        return out.split(1 if apart else len(fields), 1), None if state is None else state.v, activity
 
 
 def _state(fields):

@@ -80,6 +80,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setitem(response.BAND, "cpu", 2**14)
+    monkeypatch.setattr(response, "APART", 0)
     return kernels
 
 

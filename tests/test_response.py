@@ -160,15 +160,16 @@ def test_threads_change_no_bit(net):
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 
 
-@pytest.mark.parametrize("skips, normalisation", [(0, 0), (1, 0), (1, 1)])
+@pytest.mark.parametrize("skips, normalisation, apart", [(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 0, 2**25)])
 @pytest.mark.parametrize("net", ["li", "lif", "ann"])
-def test_bands_are_the_whole(project, monkeypatch, net, skips, normalisation):
+def test_bands_are_the_whole(project, monkeypatch, net, skips, normalisation, apart):
     """Loss, states and gradients of a step whose first layer is computed in bands, and again in its backward
     pass, are those of the plain one, in which it is computed and kept as a whole."""
     options = CONFIG | {"net": net, "skip_connections": skips, "batch_normalization": normalisation}
     runs, bands = [], []
     banded = response.banded_response
     monkeypatch.setitem(response.BAND, "cpu", 2**12)  # 6 bands of the 26 rows
+    monkeypatch.setattr(response, "APART", apart)
     monkeypatch.setattr(response, "banded_response", lambda *args: bands.append(args[-1]) or banded(*args))
     for checkpointed in (0, 1):
         system = project.build(Config(**options, checkpoint_activations=checkpointed))
@@ -202,7 +203,7 @@ def kept(layer):
         lambda t: sizes.update({t.data_ptr(): t.nbytes}) or t, lambda t: t
     ):
         out, *_ = layer()
-    sum(part.sum() for part in out).backward()
+    out.sum().backward()
     return sum(sizes.values())
 
 
@@ -216,7 +217,7 @@ def test_of_leaky_integrators_a_third_of_the_current_is_kept(one_pass, net, part
 
 
 @pytest.mark.parametrize("narrow", [False, True])
-def test_channels_one_by_one_free_what_they_kept(narrow):
+def test_channels_one_by_one_free_what_they_kept(monkeypatch, narrow):
     """Peak memory of a step whose first layer comes in bands, and the others channel after channel, against
     one with all channels at a time."""
     layers = [channel.spatiotemporal for channel in SpatioTemporalModel(Config(**CONFIG)).channels]
@@ -225,12 +226,12 @@ def test_channels_one_by_one_free_what_they_kept(narrow):
 
     def peak(at_once):
         def step():
-            parts, *_ = response.banded_response(first, frames, weight, None, average_pool, 2)
-            parts = response.as_one(parts) if at_once else parts
-            out, *_ = response.layer_response(second, parts, None, None, average_pool)
-            del parts
+            out, *_ = response.banded_response(first, frames, weight, None, average_pool, 2)
+            assert isinstance(out, list) != at_once
+            out, *_ = response.layer_response(second, out, None, None, average_pool)
             (out if at_once else response.as_one(out)).sum().backward()
 
+        monkeypatch.setattr(response, "APART", 2**25 if at_once else 0)
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
             return peak_bytes(step)
 
