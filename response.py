@@ -61,6 +61,7 @@ def layer_response(fields, frames, state=None, channels=None, pool=None):
 
 
 def whole_response(fields, frames, weight, state, pool):
+    """`neurons_response` to the convolution of frames, of all rows together."""
     current = convolve(frames.flatten(0, 2), weight, fields[0].spatial.convolution)
     return neurons_response(fields, current.unflatten(0, frames.shape[:3]), state, pool)
 
