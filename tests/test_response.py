@@ -37,7 +37,7 @@ def one_pass(request, monkeypatch, interpreted):
         ("compiled", 5, 2, 3, 7, 9),
         ("compiled", 5, 2, 3, 2, 3),
         ("compiled", 70, 1, 128, 3, 11),  # more than a block of the backward pass, and than a word of bits
-        ("triton", 5, 2, 3, 5, 7),
+        ("triton", 3, 2, 3, 5, 7),
     ],
     indirect=["one_pass"],
 )
@@ -76,9 +76,10 @@ def test_neurons_and_pooling_in_one_pass_are_those_apart(
     monkeypatch.setattr(response, "is_one_pass", lambda *_: True)
     for state in (None,) if net == "ann" else (None, response.LIBoxState(v0)):
         compiled = everything(state)
-        with torch.no_grad():
-            untrained = response.neurons_response(fields, current, state, average_pool)
-        assert torch.equal(untrained[0], compiled[0]) and torch.equal(untrained[2], compiled[2])
+        if net == "li":  # no slopes
+            with torch.no_grad():
+                untrained, *_ = response.neurons_response(fields, current, state, average_pool)
+            assert torch.equal(untrained, compiled[0])
         with monkeypatch.context() as patch:
             patch.setattr(response, "is_one_pass", lambda *_: False)
             plain = everything(state)
