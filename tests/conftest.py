@@ -1,6 +1,10 @@
 """What several test files use: the project's own training step, and errors relative to the largest value."""
 
 import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -73,13 +77,23 @@ def project():
     return SimpleNamespace(build=build_system, run=run_system, error=relative_error)
 
 
+@pytest.fixture(scope="session")
+def compiler(tmp_path_factory):
+    """Skips without a C++ compiler that takes our options; with one, native.cpp has to build."""
+    command = [*shlex.split(os.environ.get("CXX") or "c++"), *native.FLAGS, "-x", "c++", "-", "-o"]
+    command.append(tmp_path_factory.mktemp("compiler") / "nothing.so")
+    if not shutil.which(command[0]) or subprocess.run(command, input=b"", capture_output=True).returncode:
+        pytest.skip("no C++ compiler with OpenMP")
+    assert native.load() is not None
+
+
 @pytest.fixture
 def kernels(request, monkeypatch):
     """Scans for a CPU: "compiled" as they are, "torch" as where there is no compiler."""
     if request.param == "torch":
         monkeypatch.setattr(native, "load", lambda: None)
-    elif native.load() is None:
-        pytest.skip("no C++ compiler")
+    else:
+        request.getfixturevalue("compiler")
     return request.param
 
 

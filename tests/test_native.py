@@ -9,7 +9,7 @@ import torch
 import native
 
 COMPILER = os.environ.get("CXX") or "c++"
-pytestmark = pytest.mark.skipif(native.load() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 @pytest.fixture

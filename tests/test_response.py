@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import native
 import pooling
 import response
 from benchmarks.paired import peak_bytes
@@ -25,8 +24,8 @@ def one_pass(request, monkeypatch, interpreted):
     if request.param == "triton":
         kernels = interpreted("pooling_triton", BLOCK=64, SEGMENT=2, WORD=2)
         monkeypatch.setattr(pooling, "_kernels", lambda tensor: kernels)
-    elif native.load() is None:
-        pytest.skip("no C++ compiler")
+    else:
+        request.getfixturevalue("compiler")
     return request.param
 
 
@@ -37,7 +36,7 @@ def one_pass(request, monkeypatch, interpreted):
         ("compiled", 5, 2, 3, 7, 9),
         ("compiled", 5, 2, 3, 2, 3),
         ("compiled", 70, 1, 128, 3, 11),  # more than a block of the backward pass, and than a word of bits
-        ("triton", 3, 2, 3, 5, 7),
+        ("triton", 5, 2, 3, 5, 7),
     ],
     indirect=["one_pass"],
 )
@@ -48,7 +47,7 @@ def test_neurons_and_pooling_in_one_pass_are_those_apart(
     project, monkeypatch, one_pass, net, skips, groups, T, B, C, H, W
 ):
     """Responses, states, activities and their gradients at current, states, rates and weights of three
-    channels; from rest, with a loss of responses alone, and from a state, with one of them all."""
+    channels, from rest and from a state."""
     groups = 3 if net == "ann" and not skips else groups  # the others are one and the same
     fields = [
         SpatioTemporalRF(None, TemporalRF(net, torch.tensor(rate).double()), skips)
@@ -64,25 +63,25 @@ def test_neurons_and_pooling_in_one_pass_are_those_apart(
     probes = [draw(T, 3, B, H // 2, W // 2, C), draw(3, B, H, W, C), torch.randn(3, generator=generator)]
     parameters = [p for field in fields for p in (field.skip_weight, *field.temporal.parameters())]
 
-    def everything(state):
-        from_rest = state is None
+    def everything(state, responses_alone):
         out, state, activity = response.neurons_response(fields, current, state, average_pool)
         values = [out, None if state is None else state.v, activity]
-        some = (out, None, None) if from_rest else values
+        some = (out, None, None) if responses_alone else values
         loss = sum((v * p).sum() for v, p in zip(some, probes, strict=True) if v is not None)
         gradients = torch.autograd.grad(loss, [current, v0, *parameters], allow_unused=True)
         return out, *values[1:], *gradients
 
     monkeypatch.setattr(response, "is_one_pass", lambda *_: True)
-    for state in (None,) if net == "ann" else (None, response.LIBoxState(v0)):
-        compiled = everything(state)
-        if net == "li":  # no slopes
+    cases = [(None, False)] if net == "ann" else [(None, False), (response.LIBoxState(v0), False)]
+    for state, responses_alone in cases + ([(None, True)] if net == "li" else []):
+        compiled = everything(state, responses_alone)
+        if responses_alone:
             with torch.no_grad():
                 untrained, *_ = response.neurons_response(fields, current, state, average_pool)
             assert torch.equal(untrained, compiled[0])
         with monkeypatch.context() as patch:
             patch.setattr(response, "is_one_pass", lambda *_: False)
-            plain = everything(state)
+            plain = everything(state, responses_alone)
         if net == "lif":
             assert 0.05 < plain[2].max() < 0.6
         for actual, wanted in zip(compiled, plain, strict=True):
@@ -143,7 +142,7 @@ def test_narrow_currents_on_a_gpu(monkeypatch, interpreted, net, dtype):
 
 
 @pytest.mark.parametrize("net", ["li", "lif"])
-def test_threads_change_no_bit(net):
+def test_threads_change_no_bit(compiler, net):
     """Sums over cells are added up in one order.  In float64: float32 would hide it."""
     generator = torch.Generator().manual_seed(0)
     current = torch.randn(9, 1, 4, 32, 33, 5, generator=generator).double().movedim(-1, -3).requires_grad_()
@@ -218,7 +217,7 @@ def test_of_leaky_integrators_a_third_of_the_current_is_kept(one_pass, net, part
 
 
 @pytest.mark.parametrize("narrow", [False, True])
-def test_channels_one_by_one_free_what_they_kept(monkeypatch, narrow):
+def test_channels_one_by_one_free_what_they_kept(compiler, monkeypatch, narrow):
     """Peak memory of a step whose first layer comes in bands, and the others channel after channel, against
     one with all channels at a time."""
     layers = [channel.spatiotemporal for channel in SpatioTemporalModel(Config(**CONFIG)).channels]
