@@ -71,9 +71,11 @@ class _PooledNeurons(torch.autograd.Function):
     def forward(ctx, current, decay, v0, skips, net, K, v_th, alpha, to_train):
         ctx.net, ctx.constants = (NETS[net], K), (v_th, alpha)
         ctx.current = current.shape, current.dtype
-        given = current, decay, v0, skips
-        pooled, last, sums, kept = _kernels(current).pool(*ctx.net, *given, v_th, to_train)
-        ctx.save_for_backward(decay, skips, *kept)
+        kernels, slopes = _kernels(current), (None,) * 4
+        if net == "li" and to_train:
+            slopes = _room_for_slopes(current, K, decay, skips, kernels.WORD)
+        pooled, last, sums = kernels.pool(*ctx.net, current, decay, v0, skips, v_th, slopes)
+        ctx.save_for_backward(decay, skips, *((current, v0) if slopes[0] is None else slopes))
         ctx.set_materialize_grads(False)
         return pooled, last, (sums / current[:, 0].numel()).to(pooled.dtype)
 
@@ -92,6 +94,21 @@ class _PooledNeurons(torch.autograd.Function):
         )
         grads = grad_current, sums[:, 0], grad_v0, sums[:, 1]
         return *(grad if wanted[i] else None for i, grad in enumerate(grads)), *(None,) * 5
+
+
+def _room_for_slopes(current, K, decay, skips, word):
+    """What is kept of leaky integrators, to be filled in: (above, at_decay, last_slope, at_skip).
+
+    above: a bit per step of whether a voltage passes the rectifier, `word` in an int32 (steps / word, K, B,
+    H, W, C).  at_decay, at_skip (None without skips): derivatives of the pooled responses.  last_slope: those
+    of the last voltages.
+    """
+    T, _, B, H, W, C = current.shape
+    dtype = torch.promote_types(torch.float32, decay.dtype)  # of voltages
+    above = current.new_empty(-(-T // word), K, B, H, W, C, dtype=torch.int32)
+    at_decay = current.new_empty(T, K, B, H // 2, W // 2, C, dtype=dtype)
+    last_slope = current.new_empty(K, B, H, W, C, dtype=dtype)
+    return above, at_decay, last_slope, None if skips is None else torch.empty_like(at_decay)
 
 
 def _kernels(tensor):

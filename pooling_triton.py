@@ -294,25 +294,21 @@ def _pool_slopes_backward(
         tl.debug_barrier()  # before the next k adds to the gradients
 
 
-def pool(net, K, current, decay, v0, skips, v_th, to_train):
-    """As in `temporal_native.py`; states, slopes and sums in the dtype of the voltages."""
+def pool(net, K, current, decay, v0, skips, v_th, slopes):
+    """As in `temporal_native.py`; states and sums in the dtype of the voltages."""
     sizes = T, K, groups, B, H, W, C = len(current), K, *current.shape[1:]
     dtype = _state_dtype(current.dtype, decay)
     out = current.dtype if net == 0 and skips is None else dtype
-    new, shape, state = current.new_empty, (T, K, B, H // 2, W // 2, C), (K, B, H, W, C)
-    pooled, last = new(shape, dtype=out), None if net == 0 else new(state, dtype=dtype)
-    slopes, kept = net == 1 and to_train, (None,) * 4
-    if slopes:
-        at_decay, last_slope = (torch.empty_like(like) for like in (pooled, last))
-        above = new(triton.cdiv(T, WORD), *state, dtype=torch.int32)
-        kept = above, at_decay, last_slope, None if skips is None else torch.empty_like(pooled)
+    pooled = current.new_empty(T, K, B, H // 2, W // 2, C, dtype=out)
+    last = None if net == 0 else current.new_empty(K, B, H, W, C, dtype=dtype)
     grid = (triton.cdiv(-(-W // 2) * C, BLOCK), -(-H // 2), K * B)
     sums = current.new_zeros(K, B * grid[0] * grid[1] if net == 2 else 1, dtype=dtype)  # of each program
-    pointers = current, decay, v0, skips, pooled, last, sums, *kept
-    flags = dict(STATE=TYPES[dtype], NET=net, REST=v0 is None, SKIP=skips is not None, SLOPES=slopes)
+    pointers = current, decay, v0, skips, pooled, last, sums, *slopes
+    flags = dict(STATE=TYPES[dtype], NET=net, REST=v0 is None, SKIP=skips is not None)
+    flags |= dict(SLOPES=slopes[0] is not None, BLOCK=BLOCK, WORD=WORD, **OPTIONS)
     with torch.cuda.device_of(current):
-        _pool[grid](*_some(pointers), v_th, *sizes, **flags, BLOCK=BLOCK, WORD=WORD, **OPTIONS)
-    return pooled, last, sums.sum(1, dtype=torch.float64), kept if slopes else (current, v0)
+        _pool[grid](*_some(pointers), v_th, *sizes, **flags)
+    return pooled, last, sums.sum(1, dtype=torch.float64)
 
 
 def pool_backward(net, K, grads, kept, shape, dtype, decay, skips, v_th, alpha, to_rest):

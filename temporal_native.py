@@ -61,35 +61,27 @@ def _scan(name, current, decay, v0, inputs, *others):
     native.call(name, v0.dtype, T, K, groups, n, per_cell, _threads(T * K * n), *inputs, *others)
 
 
-def pool(net, K, current, decay, v0, skips, v_th, to_train):
-    """What `pooling.pooled_neurons` returns, of channels last, and what `pool_backward` takes: pooled
-    responses (T, K, B, H // 2, W // 2, C), last voltages (K, B, H, W, C) or None, for net 2 the sums (K,) of
-    all responses, and (current, v0), or, of net 1 `to_train`, (above, at_decay, last_slope, at_skip).
+def pool(net, K, current, decay, v0, skips, v_th, slopes):
+    """What `pooling.pooled_neurons` returns, of channels last: pooled responses (T, K, B, H // 2, W // 2, C),
+    last voltages (K, B, H, W, C) or None, and, for net 2, the sums (K,) of all responses.
 
-    above: a bit per step of whether a voltage passes the rectifier, int32 (steps / 32, K, B, H, W, C).
-    at_decay, at_skip (None without skips): derivatives of the pooled responses.  last_slope: those of the
-    last voltages.
+    slopes: of net 1, `pooling._room_for_slopes` to fill in; else, or where nothing is kept, four times None.
     """
     T, groups, B, H, W, C = current.shape
     pooled = current.new_empty(T, K, B, H // 2, W // 2, C)
     last = None if net == 0 else current.new_empty(K, B, H, W, C)
     sums = torch.zeros(B, -(-H // 2), K, dtype=torch.float64)
-    slopes = (None,) * 4
-    if net == 1 and to_train:
-        above = current.new_empty(-(-T // WORD), K, B, H, W, C, dtype=torch.int32)
-        at_skip = None if skips is None else torch.empty_like(pooled)
-        slopes = above, torch.empty_like(pooled), torch.empty_like(last), at_skip
     sizes = T, K, groups, B, H, W, C, _threads(T * K * B * H * W * C)
     results = pooled, last, sums, *slopes
     native.call("pool", current.dtype, net, *sizes, current, decay, v0, v_th, skips, *results)
-    return pooled, last, sums.sum((0, 1)), (current, v0) if slopes[0] is None else slopes
+    return pooled, last, sums.sum((0, 1))
 
 
 def pool_backward(net, K, grads, kept, shape, dtype, decay, skips, v_th, alpha, to_rest):
     """The gradient at the current, those (K, 2) at decays and skips, and that at v0 if `to_rest`.
 
-    grads: at the pooled responses, the last voltages, and the sums; each may be None.  shape, dtype: the
-    current's.
+    grads: at the pooled responses, the last voltages, and the sums; each may be None.  kept: (current, v0),
+    of net 1 the slopes.  shape, dtype: the current's.
     """
     T, groups, B, H, W, C = shape
     grad_current = kept[0].new_empty(shape, dtype=dtype)
