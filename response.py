@@ -190,7 +190,9 @@ class _Bands(torch.autograd.Function):
         current = F.conv2d(part, weight).unflatten(0, shape[:3])
         state = None if v0 is None else _state(fields)(v0[..., top:bottom, :])
         out, state, activity = neurons_response(fields, current, state, pool)
-        return out.split(1 if apart else len(fields), 1), None if state is None else state.v, activity
+        # in the order of memory: so the gradients at parts are put together in one copy
+        parts = out.movedim(-3, -1).split(1 if apart else len(fields), 1)
+        return [part.movedim(-1, -3) for part in parts], None if state is None else state.v, activity
 
 
 def _state(fields):
