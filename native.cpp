@@ -215,6 +215,10 @@ struct Pooled {
     };
 
     index at(index t, index many, index k, index b) const { return (t * many + k % many) * B + b; }
+    index current_at(index t, Block block, index r) const {
+        return at(t, groups, block.k, block.b) * frame() + block.at + r * row();
+    }
+    index state_at(Block block, index r) const { return (block.k * B + block.b) * frame() + block.at + r * row(); }
     index pooled_at(index t, Block block) const {
         return at(t, K, block.k, block.b) * (H / 2) * pooled_row() + block.pooled_at;
     }
@@ -271,17 +275,17 @@ void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, 
         R *v = room<R>(0, both), *y = room<R>(1, n), *spikes = room<R>(2, n);
         R *slope = room<R>(3, both), *dy = room<R>(4, n), *xs = room<R>(5, n);
         std::uint32_t *bits = room<std::uint32_t>(0, both);
-        const index whole = (k * p.B + block.b) * p.frame() + block.at;
         for (R *zero : {v, slope}) std::fill_n(zero, both, R(0));
         std::fill_n(spikes, n, R(0));
         for (index r = 0; NET != RELU && v0 && r < block.rows; r++)
-            std::copy_n(v0 + whole + r * p.row(), n, v + r * n);
+            std::copy_n(v0 + p.state_at(block, r), n, v + r * n);
         for (index t = 0; t < p.T; t++) {
             if (SLOPES && t % WORD == 0) std::fill_n(bits, both, 0);
             std::fill_n(y, n, R(0));
-            for (R *sum : {dy, xs}) std::fill_n(sum, SLOPES ? n : 0, R(0));
+            for (R *sum : {dy, xs})
+                if (SLOPES) std::fill_n(sum, n, R(0));
             for (index r = 0; r < block.rows; r++) {
-                const R *x = current + p.at(t, p.groups, k, block.b) * p.frame() + block.at + r * p.row();
+                const R *x = current + p.current_at(t, block, r);
                 R *v_r = v + r * n, *slope_r = slope + r * n, *y_r = y, *dy_r = dy, *xs_r = xs;
                 std::uint32_t *bits_r = bits + r * n;
                 const std::uint32_t bit = std::uint32_t(1) << t % WORD;
@@ -307,11 +311,11 @@ void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, 
             average(dy, block.pairs, p.C, at_decay + p.pooled_at(t, block));
             if (at_skip) average(xs, block.pairs, p.C, at_skip + p.pooled_at(t, block));
             for (index r = 0; (t % WORD == WORD - 1 || t == p.T - 1) && r < block.rows; r++)
-                std::copy_n(bits + r * n, n, above + t / WORD * p.K * p.B * p.frame() + whole + r * p.row());
+                std::copy_n(bits + r * n, n, above + t / WORD * p.K * p.B * p.frame() + p.state_at(block, r));
         }
-        for (index r = 0; NET != RELU && r < block.rows; r++) std::copy_n(v + r * n, n, last + whole + r * p.row());
+        for (index r = 0; NET != RELU && r < block.rows; r++) std::copy_n(v + r * n, n, last + p.state_at(block, r));
         for (index r = 0; SLOPES && r < block.rows; r++)
-            std::copy_n(slope + r * n, n, last_slope + whole + r * p.row());
+            std::copy_n(slope + r * n, n, last_slope + p.state_at(block, r));
         if (NET == LIF) sums[(block.b * p.strips() + block.strip) * p.K + k] += total(spikes, n);
     });
 }
@@ -330,15 +334,14 @@ void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *
         R *h = room<R>(1, both), *dy = room<R>(2, n), *at_decay = room<R>(3, both), *at_skip = room<R>(4, both);
         R *copy = room<R>(5, n), *none = room<R>(6, n);
         std::fill_n(none, n, R(0));
-        const index whole = (k * p.B + block.b) * p.frame() + block.at;
         for (R *zero : {voltages, h, at_decay, at_skip}) std::fill_n(zero, both, R(0));
         for (index r = 0; NET != RELU && r < block.rows; r++) {
-            if (v0) std::copy_n(v0 + whole + r * p.row(), n, voltages + r * n);
-            if (grad_last) std::copy_n(grad_last + whole + r * p.row(), n, h + r * n);
+            if (v0) std::copy_n(v0 + p.state_at(block, r), n, voltages + r * n);
+            if (grad_last) std::copy_n(grad_last + p.state_at(block, r), n, h + r * n);
         }
         for (index t = 0; NET != RELU && t < p.T; t++)
             for (index r = 0; r < block.rows; r++) {
-                const R *x = current + p.at(t, p.groups, k, block.b) * p.frame() + block.at + r * p.row();
+                const R *x = current + p.current_at(t, block, r);
                 const R *before = voltages + t * both + r * n;
                 const R v_th_before = threshold_before(t, v_th);
                 R *u = voltages + (t + 1) * both + r * n;
@@ -349,7 +352,7 @@ void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *
         for (index t = p.T - 1; t >= 0; t--) {
             spread(grad_pooled ? grad_pooled + p.pooled_at(t, block) : nullptr, block.pairs, p.C, each, dy, n);
             for (index r = 0; r < block.rows; r++) {
-                const index cell = p.at(t, p.groups, k, block.b) * p.frame() + block.at + r * p.row();
+                const index cell = p.current_at(t, block, r);
                 const R *x = current + cell;
                 const R *before = voltages + t * both + r * n;
                 const R v_th_before = threshold_before(t, v_th);
@@ -369,7 +372,7 @@ void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *
                 }
             }
         }
-        for (index r = 0; grad_v0 && r < block.rows; r++) std::copy_n(h + r * n, n, grad_v0 + whole + r * p.row());
+        for (index r = 0; grad_v0 && r < block.rows; r++) std::copy_n(h + r * n, n, grad_v0 + p.state_at(block, r));
         double *sum = sums + ((block.b * p.strips() + block.strip) * p.K + k) * 2;
         sum[0] += total(at_decay, block.rows * n);
         sum[1] += total(at_skip, block.rows * n);
@@ -388,10 +391,9 @@ void pool_slopes_backward(Pooled p, const R *grad_pooled, const R *grad_last, co
         R *h = room<R>(0, both), *dy = room<R>(1, n), *copy = room<R>(2, n), *none = room<R>(3, n);
         std::fill_n(none, n, R(0));
         std::fill_n(h, both, R(0));
-        const index whole = (k * p.B + block.b) * p.frame() + block.at;
         for (index r = 0; grad_last && r < block.rows; r++) {
-            std::copy_n(grad_last + whole + r * p.row(), n, h + r * n);
-            sum[0] += product(h + r * n, last_slope + whole + r * p.row(), n);
+            std::copy_n(grad_last + p.state_at(block, r), n, h + r * n);
+            sum[0] += product(h + r * n, last_slope + p.state_at(block, r), n);
         }
         for (index t = p.T - 1; t >= 0; t--) {
             const R *grads = grad_pooled ? grad_pooled + p.pooled_at(t, block) : nullptr;
@@ -399,9 +401,9 @@ void pool_slopes_backward(Pooled p, const R *grad_pooled, const R *grad_last, co
             if (grads) sum[0] += product(grads, at_decay + p.pooled_at(t, block), pairs);
             if (grads && skip) sum[1] += product(grads, at_skip + p.pooled_at(t, block), pairs);
             for (index r = 0; r < block.rows; r++) {
-                R *dx = grad_current + p.at(t, p.groups, k, block.b) * p.frame() + block.at + r * p.row();
+                R *dx = grad_current + p.current_at(t, block, r);
                 const R *others = base(dx, k >= p.groups, n, copy, none);
-                const std::uint32_t *bits = above + t / WORD * p.K * p.B * p.frame() + whole + r * p.row();
+                const std::uint32_t *bits = above + t / WORD * p.K * p.B * p.frame() + p.state_at(block, r);
                 const std::uint32_t bit = std::uint32_t(1) << t % WORD;
                 R *h_r = h + r * n;
 #pragma omp simd
@@ -412,7 +414,7 @@ void pool_slopes_backward(Pooled p, const R *grad_pooled, const R *grad_last, co
                 }
             }
         }
-        for (index r = 0; grad_v0 && r < block.rows; r++) std::copy_n(h + r * n, n, grad_v0 + whole + r * p.row());
+        for (index r = 0; grad_v0 && r < block.rows; r++) std::copy_n(h + r * n, n, grad_v0 + p.state_at(block, r));
     });
 }
 
