@@ -12,7 +12,7 @@ LOGS ?= demo/logs
 .PHONY: demo board test slurm-test lint clean
 
 demo: .venv/runtime.stamp
-	$(BIN)/python demo.py
+	$(BIN)/python -m nrf demo
 
 board: .venv/runtime.stamp
 	$(BIN)/tensorboard --logdir $(LOGS)

@@ -10,13 +10,14 @@
 set -eu
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-if [ ! -f "$here/sweep.py" ] && [ -n "${SLURM_JOB_ID:-}" ]; then # SLURM runs a copy of this file, from elsewhere
+if [ ! -f "$here/nrf/commands/sweep.py" ] && [ -n "${SLURM_JOB_ID:-}" ]; then # SLURM runs a copy of this file, from elsewhere
     here=${SLURM_SUBMIT_DIR:-.}
-    if [ ! -f "$here/sweep.py" ]; then
+    if [ ! -f "$here/nrf/commands/sweep.py" ]; then
         script=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s/^ *Command=//;s/sweep\.sh.*//;p;q;}')
         here=${script:-.}
     fi
 fi
 python=${PYTHON:-$here/.venv/bin/python}
 [ -x "$python" ] || python=${PYTHON:-python3}
-exec "$python" "$here/sweep.py" "$@"
+export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
+exec "$python" -m nrf sweep "$@"

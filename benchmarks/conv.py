@@ -13,7 +13,7 @@ import argparse
 import torch
 
 from benchmarks.paired import alternate, machine_line, write_table
-from convolution import convolve, multiplications, spectral_is_faster
+from nrf.fast.convolution import convolve, multiplications, spectral_is_faster
 
 SHAPES = {  # frames, channels, height and width, channels out, kernel
     "the paper's second layer": (80, 144, 75, 144, 7),

@@ -13,10 +13,9 @@ import csv
 import statistics
 from pathlib import Path
 
-import demo
-import generate_data
-import learn_shapes
 from benchmarks.paired import machine_line
+from nrf.commands import demo, generate_data, learn_shapes
+from nrf.training import run as run_module
 
 STARTS = {
     "published": "--init_scheme_spatial rf --init_scheme_temporal rf",
@@ -31,8 +30,8 @@ def error_px(start, seed, out):
     """Train once; the best error in pixels over epochs."""
     flags = f"{demo.TRAINING} {STARTS[start]} --seed {seed} --enable_progress_bar false"
     arguments = [str(out / f"data-{seed}"), str(out / "logs"), *flags.split()]
-    trainer = learn_shapes.train(learn_shapes.parse(arguments))
-    return next(c for c in trainer.callbacks if isinstance(c, learn_shapes.Published)).best_error_px
+    trainer = run_module.train(learn_shapes.parse(arguments))
+    return next(c for c in trainer.callbacks if isinstance(c, run_module.Published)).best_error_px
 
 
 def done(path):

@@ -10,7 +10,7 @@ import torch
 from norse.torch.functional.receptive_field import spatial_receptive_fields_with_derivatives
 
 from benchmarks.paired import machine_line, paired
-from receptive_fields import DOMAIN, KERNEL_SIZES, spatial_kernels, spatial_parameters
+from nrf.theory.receptive_fields import DOMAIN, KERNEL_SIZES, spatial_kernels, spatial_parameters
 
 
 def bank(family):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.paired import machine_line, paired, seconds
-from render import RenderParameters, render, replay
+from nrf.gerd.render import RenderParameters, render, replay
 
 SIZE = 40.0
 FIELD = RenderParameters("gerd-0.5.1", scale=SIZE, velocity=0.2)

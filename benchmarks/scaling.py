@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.paired import machine_line, seconds, write_rows
 from benchmarks.step import our_step
-from config import Config
+from nrf.config import Config
 
 FIELD = dict(resolution=(152, 152), n_spatial_scales=1, n_temporal_scales=4)
 BASE = {"cpu": dict(timesteps=8, batch_size=2, **FIELD), "cuda": dict(timesteps=20, batch_size=4, **FIELD)}

@@ -14,18 +14,14 @@ bytes takes as any scan must move.  At 8 recordings a side takes up to 9 GB.
 import argparse
 import functools
 import importlib
-import sys
 import warnings
-from pathlib import Path
 
 import torch
 
 import learn_shapes  # noqa: F401  (sets the allocator as training does, for both sides)
 from benchmarks.paired import alternate, machine_line, write_table
-from temporal import LIBoxParameters, LIFBoxParameters, leaky_integrate, leaky_integrate_and_fire
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-from oracles import norse_li, norse_lif  # noqa: E402
+from nrf.network.neurons import LIBoxParameters, LIFBoxParameters, leaky_integrate, leaky_integrate_and_fire
+from nrf.network.reference import norse_li, norse_lif  # noqa: E402
 
 T, CELLS = 40, (144, 75, 75)
 V_TH, ALPHA = 0.125, 1.0

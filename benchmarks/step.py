@@ -3,7 +3,7 @@
 python3 -m benchmarks.step [--nets li lif ann] [--sizes demo paper] [--runs 2] [--device cuda] [--save]
 
 Ours is `ShapesModel`: warm-up, window, loss and gradients from a batch of sparse events.  Theirs is the model
-of tests/oracles.py with the same weights on the same frames.  Loss and every gradient are asserted equal
+of nrf/network/reference.py with the same weights on the same frames.  Loss and every gradient are equal
 first, with convolutions in full float32; a GPU is then timed as torch sets it, with TF32 on both sides, and
 ours in --precision.  Each side lives in a process of its own, which tells its peak memory beyond what it held
 before its first step.  Events are even noise at the rate of the paper's recordings; dropout is off, whose
@@ -14,17 +14,14 @@ import argparse
 import dataclasses
 import itertools
 import multiprocessing
-import sys
 import warnings
-from pathlib import Path
 
 import torch
 
 from benchmarks.paired import alternate, compare, machine_line, write_table
-from config import Config
-from dataset import EventBatch, dense_frames
+from nrf.config import Config
+from nrf.data.dataset import EventBatch, dense_frames
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 RATE = 0.003 / 2  # events per cell and frame, as in the paper's recordings
 SIZES = {
     "demo": {
@@ -59,7 +56,7 @@ def batch_of(config, device):
 
 def our_step(config, device):
     """A function of the precision that gives the loss, and the gradients by name."""
-    from learn_shapes import ShapesModel
+    from nrf.training.module import ShapesModel
 
     torch.manual_seed(0)
     model = ShapesModel(**dataclasses.asdict(config)).to(device)
@@ -82,9 +79,8 @@ def our_step(config, device):
 
 def their_step(config, device):
     """The same, one time step after the other, all frames dense as published."""
-    from oracles import reference_run
-
-    from learn_shapes import ShapesModel
+    from nrf.network.reference import reference_run
+    from nrf.training.module import ShapesModel
 
     torch.manual_seed(0)
     model = ShapesModel(**dataclasses.asdict(config)).to(device)

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import hypothesis
 import pytest
 import torch
-from oracles import RECTIFY
 from tensorboard.summary.writer import event_file_writer
 from torch import nn
 
-import native
-from coordinates import COORDINATES, pixel_to_unit
-from losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
-from model import SpatioTemporalModel
+from nrf.fast import native
+from nrf.network.coordinates import COORDINATES, pixel_to_unit
+from nrf.network.losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
+from nrf.network.model import SpatioTemporalModel
+from nrf.network.reference import RECTIFY
 
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("project")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from config import CommandLine, Config, add_settings, decisive, read_config_lines, run_name, zero_or_one
+from nrf.commands.config_files import read_config_lines
+from nrf.commands.parser import CommandLine, add_settings, zero_or_one
+from nrf.config import Config, decisive, run_name
 
 ROOT = Path(__file__).resolve().parents[1]
 FIELDS = {setting.name: setting for setting in dataclasses.fields(Config)}

@@ -1,0 +1,62 @@
+"""Train the paper's network to track shapes:  python3 learn_shapes.py DATA LOGS [flags].
+
+Every setting is a field of `config.Config`; every flag of Lightning's Trainer is accepted as it is.
+"""
+
+import signal
+import sys
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from nrf.commands.parser import CommandLine, add_settings
+from nrf.data.dataset import DataError
+from nrf.training.callbacks import Stopped, explain
+from nrf.training.run import train
+
+
+def command_line():
+    usage, description = "%(prog)s DATA LOGS [flags]", __doc__.split(":")[0]
+    parser = CommandLine("learn_shapes.py", usage=usage, description=description)
+    parser.add_argument("data_root", help="folder of folders of recordings, as nrf generate_data makes them")
+    parser.add_argument("log_root", help="folder for TensorBoard logs, checkpoints and CSV files")
+    parser.add_argument("--config", action="config", help="YAML file of flags")
+    parser.add_argument(
+        "--ckpt_path",
+        type=str | None,
+        help="continue from this checkpoint; last: where the newest run of these settings stopped, if any",
+    )
+    add_settings(parser)
+    parser.add_class_arguments(pl.Trainer, skip={"logger", "callbacks"})
+    parser.set_defaults(max_epochs=50)
+    return parser
+
+
+def parse(argv=None):
+    """The command line as a dict of flags. SystemExit 2 behind one line for a bad one."""
+    return vars(command_line().parse_args(argv))
+
+
+def main(argv=None):
+    """The command; returns its exit code."""
+    arguments = parse(argv)
+    try:
+        train(arguments)
+    except (SIGTERMException, Stopped) as stop:  # the first before training starts
+        number = stop.args[0] if isinstance(stop, Stopped) else signal.SIGTERM
+        if rank_zero_only.rank:  # the first process speaks for all, and Lightning would kill it for our code
+            return 0
+        print(f"stopped by {signal.Signals(number).name}; to go on: the same command with --ckpt_path last")
+        return 128 + number
+    except KeyboardInterrupt:
+        if rank_zero_only.rank == 0:
+            print("learn_shapes.py: stopped before training", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except (OSError, RuntimeError, ValueError, MisconfigurationException) as error:
+        message = explain(error, arguments)
+        if message is None:
+            raise
+        print(f"learn_shapes.py: {' '.join(message.split())}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) and not isinstance(error, DataError) else 1
+    return 0

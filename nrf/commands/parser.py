@@ -1,0 +1,97 @@
+"""The command lines of all commands: one style of help, one version, errors in one line."""
+
+import argparse
+import dataclasses
+import difflib
+import re
+import sys
+import textwrap
+
+import jsonargparse
+import shtab
+
+from nrf import __version__
+from nrf.config import Config
+from nrf.data.dataset import DataError
+from nrf.training.persistence import TrainingError
+
+
+def zero_or_one(text):
+    """0 or 1, also written False or True; ValueError for anything else."""
+    values = {"0": 0, "1": 1, "false": 0, "true": 1}
+    if str(text).lower() not in values:
+        raise ValueError
+    return values[str(text).lower()]
+
+
+class Help(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+    """Short names of values, the default behind each flag, indented lines of a description as they are."""
+
+    def _fill_text(self, text, width, indent):
+        parts = text.strip().split("\n\n")
+        return "\n\n".join(part if part[0] == " " else textwrap.fill(part, width) for part in parts)
+
+    def _get_default_metavar_for_optional(self, action):
+        return action.dest.rsplit("_", 1)[-1].upper()
+
+    def _get_help_string(self, action):
+        text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``", r"\1", action.help or "")  # Lightning's marks
+        default, unsaid = action.default, (None, argparse.SUPPRESS, "==SUPPRESS==")
+        if not action.option_strings or "default:" in text.lower() or default is False or default in unsaid:
+            return text
+        default = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
+        return f"{text} (default: {default})"
+
+
+class CommandLine(jsonargparse.ArgumentParser):
+    """What all commands have in common: --help in one style, --version, --print-completion, and errors in one
+    line (what, and what was wanted) with exit code 2."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"formatter_class": Help, "version": __version__} | kwargs)
+        shtab.add_argument_to(self, help="print what completes this command's flags in a shell")
+        self._option_string_actions["--print-completion"].default = argparse.SUPPRESS  # no flag of a run
+
+    def error(self, message, ex=None):
+        text = " ".join(str(message).split())
+        text = re.sub(r'Parser key "(\S+)":', r"--\1:", text).replace("argument --", "--")
+        text = text.replace("invalid zero_or_one value:", "want 0 or 1, not")
+        if wanted := re.findall(r"Expected an? <class '(\w+)'>", text):
+            value = re.search(r"(?:Got|Given) value: (.*)$", text)
+            flag = text.split(":")[0]
+            text = f"{flag}: want {' or '.join(dict.fromkeys(wanted))}, not {value[1] if value else 'this'}"
+        if unknown := re.match(r"[Uu]nrecognized arguments: (\S+)", text):
+            near = difflib.get_close_matches(unknown[1].split("=")[0], self._option_string_actions, 1)
+            text = f"unknown flag {unknown[1]}; " + (f"did you mean {near[0]}?" if near else "see --help")
+        print(f"{self.prog}: {text}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def add_settings(parser):
+    """A flag for every field of `Config`."""
+    for setting in dataclasses.fields(Config):
+        meta = setting.metadata
+        kwargs = {"type": setting.type, "default": setting.default, "help": meta["help"]}
+        if setting.type == tuple[int, int]:
+            kwargs.update(type=int, nargs=2, metavar=("H", "W"))
+        if meta["from_data"]:
+            kwargs.update(default=None, help=f"{meta['help']} (default: as in the recordings)")
+        if meta["choices"] == (0, 1):
+            kwargs.update(type=zero_or_one, metavar="{0,1}")
+        elif meta["choices"]:
+            kwargs.update(choices=meta["choices"])
+        parser.add_argument(f"--{setting.name}", **kwargs)
+
+
+def finish(prog, command, *arguments):
+    """The exit code of a command: 0 if command(*arguments) returns, else what one line on stderr explains:
+    1 for a failure, 2 for wrong usage (ValueError), 130 for Ctrl-C."""
+    try:
+        command(*arguments)
+    except (DataError, OSError, TrainingError, ValueError) as error:
+        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) and not isinstance(error, DataError) else 1
+    except KeyboardInterrupt:
+        print(f"{prog}: stopped", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,147 @@
+"""Every hyper-parameter once: name, type, default (= the paper), help.
+
+The parser, the run name, the log and `config_*.txt` all walk the fields of `Config`.  Types, defaults and
+choices that differ from the published program: FIDELITY 20-22.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LEAST = {
+    **dict.fromkeys(("timesteps", "stack_frames", "batch_size", "n_classes"), 1),
+    **dict.fromkeys(("n_spatial_scales", "n_temporal_scales", "n_angles", "n_ratios"), 1),
+    **dict.fromkeys(("network_delay", "num_workers", "n_angles_grow", "lr", "weight_decay", "seed"), 0),
+}  # smallest values, of fields that have one
+# how a run is computed, not what
+FREE = ("num_workers", "temporal_backend", "convolution", "checkpoint_activations", "compile")
+
+
+def option(default, help, choices=None, from_data=False):
+    """A field with its help and, where they are fewer than its type allows, its choices.
+
+    from_data: on the command line the recordings give its default.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "from_data": from_data})
+
+
+def flag(default, help):
+    """A field that is 0 or 1."""
+    return option(default, help, choices=(0, 1))
+
+
+def decisive(settings):
+    """The settings that decide what a run computes: a run goes on, and is compared, with these the same."""
+    kept = {name: value for name, value in settings.items() if name not in FREE}
+    if settings.get("net") == "lif" and settings.get("temporal_backend") == "norse":
+        kept["temporal_backend"] = "norse"  # with a gradient of its own (FIDELITY 5)
+    return kept
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. ValueError, naming the field and what was wanted, for a value that no run can have."""
+
+    # data
+    timesteps: int = option(
+        40, "time steps of 1 ms in the window trained on, and as many before it to warm up"
+    )
+    network_delay: int = option(1, "the network is asked for the position this many ms after its last input")
+    stack_frames: int = option(1, "frames stacked as input channels, 2 polarities each")
+    sum_frames: int = flag(0, "sum the stacked frames into 2 channels instead")
+    resolution: tuple[int, int] = option(
+        (300, 300), "height and width of the field in pixels", from_data=True
+    )
+    batch_size: int = option(8, "recordings per batch")
+    dataset_filter: str | None = option(None, "take only files whose path matches this regular expression")
+    num_workers: int = option(2, "processes that read data; 0: the main process reads")
+    # network
+    net: str = option(
+        "li", "neuron: leaky integrator, leaky integrate-and-fire, or ReLU", ("lif", "li", "ann")
+    )
+    n_spatial_scales: int = option(4, "spatial scales of the receptive fields: variances 1, 2, 4, ...")
+    n_temporal_scales: int = option(4, "temporal channels: time constants 5.5, 11, 22, 44, ... ms")
+    n_angles: int = option(4, "directions of the receptive fields")
+    n_ratios: int = option(3, "ratios of the receptive fields: 1, 1.22, 1.5, ...")
+    n_angles_grow: int = option(0, "further directions for each further ratio")
+    n_classes: int = option(3, "shapes to track", from_data=True)
+    dropout: float = option(0.05, "probability to drop a cell of the heat maps")
+    separate_spatial_channels: int = flag(0, "one channel per time constant and spatial scale")
+    weight_sharing: int = flag(
+        1, "share spatial weights between temporal channels, and the time constant within each"
+    )
+    skip_connections: int = flag(0, "add each convolution's output to its neurons'")
+    batch_normalization: int = flag(0, "normalise each convolution's input, per time step")
+    coordinate: str = option("dsntli", "heat map to position", ("dsnt", "dsntli", "pixel"))
+    rectification: str = option("softmax", "rectifier of the heat maps", ("softmax", "relu", "id", "sigmoid"))
+    receptive_fields: str = option(
+        "published", "family of receptive fields", ("published", "norse-1.1.0", "exact")
+    )
+    train_receptive_fields: int = flag(
+        0, "train deviations, angles and amplitudes of exact fields instead of every weight"
+    )
+    init_scheme_spatial: str = option(
+        "rf", "initial convolutions: receptive fields or uniform noise", ("rf", "uniform")
+    )
+    init_scheme_temporal: str = option(
+        "rf", "initial time constants: logarithmic or uniform rates", ("rf", "uniform")
+    )
+    temporal_backend: str = option(
+        "auto",
+        "scan over time: auto or fused (fast), loop (readable), norse (step by step)",
+        ("auto", "fused", "loop", "norse"),
+    )
+    convolution: str = option(
+        "auto",
+        "convolution: over frequencies, directly, or auto: whichever is faster",
+        ("auto", "direct", "spectral"),
+    )
+    checkpoint_activations: int = flag(
+        1, "large fields: compute the first layer again in the backward pass, the others channel by channel"
+    )
+    compile: int = flag(0, "compile batch normalisation with torch.compile; needs a C++ compiler on a CPU")
+    # loss and optimisation
+    regularization: str = option("js", "regulariser of the heat maps", ("none", "js", "kl", "var"))
+    regularization_scale: float = option(1e-4, "weight of that regulariser")
+    regularization_activity_mean: float = option(0.05, "spikes per neuron and step that lif is drawn to")
+    regularization_activity_scale: float = option(0.05, "weight of that pull")
+    optimizer: str = option("adam", "optimiser", ("adagrad", "adam", "rmsprop", "sgd"))
+    optimizer_split: int = flag(0, "give time constants their own learning rate, 1e-10 of lr")
+    lr: float = option(5e-3, "learning rate")
+    lr_step: str = option(
+        "step", "schedule: decay per epoch, cosine with warm restarts, none", ("step", "ca", "none")
+    )
+    lr_decay: float = option(0.95, "factor of the learning rate per epoch, for lr_step step")
+    weight_decay: float = option(1e-6, "coupled weight decay")
+    warmup: int = option(20, "accepted and unused, as published: the warm-up lasts --timesteps (FIDELITY 12)")
+    seed: int = option(0, "seed of weights, dropout, data order and workers")
+
+    def __post_init__(self):
+        for name, choices in ((f.name, f.metadata["choices"]) for f in dataclasses.fields(self)):
+            if choices and getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r}: want one of {', '.join(map(str, choices))}"
+                )
+        for name, least in LEAST.items():
+            if not getattr(self, name) >= least:  # NaN is refused too
+                raise ValueError(f"{name} {getattr(self, name)}: want at least {least}")
+        start = self.receptive_fields, self.init_scheme_spatial
+        if self.train_receptive_fields and start != ("exact", "rf"):
+            raise ValueError("train_receptive_fields 1: want receptive_fields exact, init_scheme_spatial rf")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout}: want 0 or more and below 1")
+
+    @property
+    def in_channels(self):
+        return 2 if self.sum_frames else 2 * self.stack_frames
+
+
+def run_name(config, data_root):
+    """The published name of a run and its folder of logs; not all settings are in it (FIDELITY 19)."""
+    summed = "S" if config.sum_frames else ""
+    return (
+        f"{config.net}_{config.init_scheme_spatial}-{config.init_scheme_temporal}_{config.stack_frames}{summed}"
+        f"_s{config.weight_sharing:b}_d{config.dropout:.2f}_n{config.batch_normalization:b}_({Path(data_root).name})"
+    )
+
+

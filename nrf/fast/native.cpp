@@ -1,0 +1,463 @@
+// Neurons over time on a CPU: the scans of neurons.py, and neurons with the pooling behind them.
+//
+// Compiled by native.py, called by scan_native.py.  A block of cells walks through all of time before the next
+// one does, so that states stay in cache and every current, output and gradient passes through memory once.  Each
+// cell takes the operations of the readable loops in their order, without contraction to fused multiply-adds:
+// voltages and spikes equal the loops' bit by bit.  Sums over cells are made per block and added up in a fixed order,
+// whatever the number of threads.
+//
+// R: float or double.  T: steps.  K: temporal channels, each of its decay.  groups: K, or 1 where all K see the
+// same current.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace {
+
+using index = std::int64_t;
+
+constexpr index BLOCK = 1024;    // cells that are scanned at a time
+constexpr index KEPT = 1 << 17;  // cells, times steps, that a pooled backward pass keeps in cache
+constexpr index WORD = 32;       // bits, one per step; as in scan_native.py
+enum Net { RELU, LI, LIF };      // as in pooling.py
+
+// --- one step of one cell: v before it, x its current, u the voltage before the reset ---
+
+template <Net NET, typename R>
+inline R charge(R x, R v, R decay) {
+    return NET == RELU ? x : v + decay * (x - v);
+}
+
+template <typename R>
+inline R fires(R u, R v_th) {
+    return u > v_th ? R(1) : R(0);
+}
+
+template <Net NET, typename R>
+inline R reset(R u, R v_th) {
+    return NET == LIF ? (1 - fires(u, v_th)) * u : u;
+}
+
+template <Net NET, typename R>
+inline R output(R u, R v_th) {  // spikes, or the rectified voltage
+    return NET == LIF ? fires(u, v_th) : u < 0 ? R(0) : u;
+}
+
+// what voltages before step t are reset above: those before the first step are behind their reset
+template <typename R>
+inline R threshold_before(index t, R v_th) {
+    return t ? v_th : std::numeric_limits<R>::infinity();
+}
+
+// dL/du from dL/dv, h, and dL/doutput, dy
+template <Net NET, typename R>
+inline R gradient(R u, R h, R dy, R v_th, R alpha) {
+    if (NET != LIF) return (u <= 0 ? R(0) : dy) + h;
+    const R distance = u - v_th, steepness = alpha * std::abs(distance) + 1;
+    return (1 - fires(u, v_th)) * h + (dy - u * h) / (steepness * steepness);
+}
+
+// Working memory of this thread by number: fresh memory costs more than what is done in it.
+template <typename R>
+R *room(int number, index n) {
+    thread_local std::vector<R> rooms[8];
+    if (index(rooms[number].size()) < n) rooms[number].resize(n);
+    return rooms[number].data();
+}
+
+// What gradients are added to: those of a k before that had the same current, held in `copy`, or none.
+template <typename R>
+const R *base(const R *grads, bool some, index n, R *copy, const R *none) {
+    return some ? std::copy_n(grads, n, copy), copy : none;
+}
+
+template <typename R>
+double total(const R *values, index n) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (index i = 0; i < n; i++) sum += values[i];
+    return sum;
+}
+
+template <typename R>
+double product(const R *a, const R *b, index n) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (index i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+// --- scans of cells (T, K, n) under currents (T, groups, n); decay (K, 1), or (K, n) if per_cell ---
+
+struct Scan {
+    index T, K, groups, n, per_cell, threads;
+
+    // at(k, first, cells, decay) for blocks of cells; k of one group one after the other
+    template <typename R, typename F>
+    void each_block(const R *decay, F at) const {
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+        for (index group = 0; group < groups; group++)
+            for (index first = 0; first < n; first += BLOCK) {
+                const index cells = std::min(BLOCK, n - first);
+                R d[BLOCK];
+                for (index k = group; k < K; k += groups) {
+                    for (index i = 0; i < cells; i++) d[i] = per_cell ? decay[k * n + first + i] : decay[k];
+                    at(k, first, cells, d);
+                }
+            }
+    }
+};
+
+// Voltages (LI), or spikes and the last voltages (LIF).
+template <Net NET, typename R>
+void scan(Scan s, const R *current, const R *decay, const R *v0, R threshold, R *out, R *last) {
+    s.each_block(decay, [=](index k, index first, index cells, const R *d) {
+        const R v_th = threshold;  // a copy here cannot be what a store writes to
+        R v[BLOCK];
+        std::copy_n(v0 + k * s.n + first, cells, v);
+        for (index t = 0; t < s.T; t++) {
+            const R *x = current + (t * s.groups + k % s.groups) * s.n + first;
+            R *y = out + (t * s.K + k) * s.n + first;
+#pragma omp simd
+            for (index i = 0; i < cells; i++) {
+                const R u = charge<NET>(x[i], v[i], d[i]);
+                y[i] = NET == LIF ? fires(u, v_th) : u;
+                v[i] = reset<NET>(u, v_th);
+            }
+        }
+        if (NET == LIF) std::copy_n(v, cells, last + k * s.n + first);
+    });
+}
+
+template <typename R>
+void integrate_backward(Scan s, const R *grad_voltages, const R *voltages, const R *decay, const R *v0, R *grad_current,
+                        R *changes, R *grad_v0) {
+    s.each_block(decay, [=](index k, index first, index cells, const R *d) {
+        R h[BLOCK] = {}, change[BLOCK] = {}, copy[BLOCK], none[BLOCK] = {};
+        for (index t = s.T - 1; t >= 0; t--) {
+            const R *dv = grad_voltages + (t * s.K + k) * s.n + first;
+            const R *v = voltages + (t * s.K + k) * s.n + first;
+            const R *before = t ? v - s.K * s.n : v0 + k * s.n + first;
+            R *dx = grad_current + (t * s.groups + k % s.groups) * s.n + first;
+            const R *others = base(dx, k >= s.groups, cells, copy, none);
+#pragma omp simd
+            for (index i = 0; i < cells; i++) {
+                const R g = dv[i] + h[i];
+                change[i] += g * (v[i] - before[i]);
+                h[i] = (1 - d[i]) * g;
+                dx[i] = others[i] + d[i] * g;
+            }
+        }
+        std::copy_n(h, cells, grad_v0 + k * s.n + first);
+        std::copy_n(change, cells, changes + k * s.n + first);
+    });
+}
+
+// The voltages are computed again: only the current is kept.
+template <typename R>
+void fire_backward(Scan s, const R *grad_spikes, const R *grad_last, const R *current, const R *decay, const R *v0,
+                   R threshold, R steepness, R *grad_current, R *changes, R *grad_v0) {
+    s.each_block(decay, [=](index k, index first, index cells, const R *d) {
+        const R v_th = threshold, alpha = steepness;
+        R h[BLOCK], change[BLOCK] = {}, copy[BLOCK], none[BLOCK] = {};
+        R *voltages = room<R>(0, (s.T + 1) * BLOCK);  // before the reset; the first are those at the start
+        std::copy_n(v0 + k * s.n + first, cells, voltages);
+        for (index t = 0; t < s.T; t++) {
+            const R *x = current + (t * s.groups + k % s.groups) * s.n + first;
+            const R *before = voltages + t * BLOCK;
+            const R v_th_before = threshold_before(t, v_th);
+            R *u = voltages + (t + 1) * BLOCK;
+#pragma omp simd
+            for (index i = 0; i < cells; i++)
+                u[i] = charge<LIF>(x[i], reset<LIF>(before[i], v_th_before), d[i]);
+        }
+        std::copy_n(grad_last + k * s.n + first, cells, h);
+        for (index t = s.T - 1; t >= 0; t--) {
+            const R *dz = grad_spikes + (t * s.K + k) * s.n + first;
+            const R *u = voltages + (t + 1) * BLOCK;
+            const R *before = voltages + t * BLOCK;
+            const R v_th_before = threshold_before(t, v_th);
+            R *dx = grad_current + (t * s.groups + k % s.groups) * s.n + first;
+            const R *others = base(dx, k >= s.groups, cells, copy, none);
+#pragma omp simd
+            for (index i = 0; i < cells; i++) {
+                const R g = gradient<LIF>(u[i], h[i], dz[i], v_th, alpha);
+                change[i] += g * (u[i] - reset<LIF>(before[i], v_th_before));
+                h[i] = (1 - d[i]) * g;
+                dx[i] = others[i] + d[i] * g;
+            }
+        }
+        std::copy_n(h, cells, grad_v0 + k * s.n + first);
+        std::copy_n(change, cells, changes + k * s.n + first);
+    });
+}
+
+// --- neurons, [skip connection] and 2 x 2 average pooling of currents (T, groups, B, H, W, C) ---
+//
+//     y = output(u) + skip x            pooled (T, K, B, H / 2, W / 2, C)
+//
+// decay, skip (K,), the latter or null; states (K, B, H, W, C), or null for rest; sums (B, strips, K, ...), a strip
+// being two rows.  The last row or column of an odd size is not pooled.
+
+struct Pooled {
+    index T, K, groups, B, H, W, C, threads;
+
+    index row() const { return W * C; }
+    index frame() const { return H * W * C; }
+    index pooled_row() const { return W / 2 * C; }
+    index strips() const { return (H + 1) / 2; }
+
+    struct Block {  // `rows` rows of `cells` cells, whose first `pairs` pairs of pixels are pooled
+        index b, strip, k, rows, cells, pairs, at, pooled_at;
+    };
+
+    index at(index t, index many, index k, index b) const { return (t * many + k % many) * B + b; }
+    index current_at(index t, Block block, index r) const {
+        return at(t, groups, block.k, block.b) * frame() + block.at + r * row();
+    }
+    index state_at(Block block, index r) const { return (block.k * B + block.b) * frame() + block.at + r * row(); }
+    index pooled_at(index t, Block block) const {
+        return at(t, K, block.k, block.b) * (H / 2) * pooled_row() + block.pooled_at;
+    }
+
+    template <typename F>
+    void each_block(F visit) const {
+        const index most = std::max<index>(2, KEPT / (T * 2 * C) / 2 * 2);  // pixels, an even number
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+        for (index b = 0; b < B; b++)
+            for (index strip = 0; strip < strips(); strip++)
+                for (index left = 0; left < W; left += most)
+                    for (index k = 0; k < K; k++) {
+                        const index rows = std::min<index>(2, H - 2 * strip), pixels = std::min(most, W - left);
+                        visit(Block{b, strip, k, rows, pixels * C, rows == 2 ? pixels / 2 : 0,
+                                    2 * strip * row() + left * C, strip * pooled_row() + left / 2 * C});
+                    }
+    }
+};
+
+// Means over 2 x 2 pixels, from the sums over rows of `pairs` pairs of pixels.
+template <typename R>
+void average(const R *sums, index pairs, index C, R *to) {
+    for (index j = 0; j < pairs; j++) {
+        const R *left = sums + 2 * j * C, *right = left + C;
+        R *out = to + j * C;
+#pragma omp simd
+        for (index c = 0; c < C; c++) out[c] = (left[c] + right[c]) * R(0.25);
+    }
+}
+
+// And back: gradients at each pixel of a row, from those at the means (or null) and at the sum of all pixels.
+template <typename R>
+void spread(const R *grads, index pairs, index C, R each, R *to, index n) {
+    std::fill_n(to, n, each);
+    for (index j = 0; grads && j < pairs; j++) {
+        const R *grad = grads + j * C;
+        R *left = to + 2 * j * C, *right = left + C;
+#pragma omp simd
+        for (index c = 0; c < C; c++) left[c] = right[c] = each + R(0.25) * grad[c];
+    }
+}
+
+// With SLOPES, of LI, also what the backward pass takes instead of the current: `above`, a bit per step of whether a
+// voltage passes the rectifier (steps / WORD, K, B, H, W, C), and the derivatives of the responses at decay and skip,
+// pooled as they are.  That of the voltage at decay, its slope, walks along with it:
+//
+//     slope[t] = slope[t-1] + (x[t] - v[t-1]) - decay slope[t-1]
+template <Net NET, bool SLOPES, typename R>
+void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, const R *skip, R *pooled, R *last,
+          double *sums, std::uint32_t *above, R *at_decay, R *last_slope, R *at_skip) {
+    p.each_block([=](Pooled::Block block) {
+        const index n = block.cells, k = block.k, both = 2 * n;
+        const R d = NET == RELU ? R(1) : decay[k], weight = skip ? skip[k] : R(0), v_th = threshold;
+        R *v = room<R>(0, both), *y = room<R>(1, n), *spikes = room<R>(2, n);
+        R *slope = room<R>(3, both), *dy = room<R>(4, n), *xs = room<R>(5, n);
+        std::uint32_t *bits = room<std::uint32_t>(0, both);
+        for (R *zero : {v, slope}) std::fill_n(zero, both, R(0));
+        std::fill_n(spikes, n, R(0));
+        for (index r = 0; NET != RELU && v0 && r < block.rows; r++)
+            std::copy_n(v0 + p.state_at(block, r), n, v + r * n);
+        for (index t = 0; t < p.T; t++) {
+            if (SLOPES && t % WORD == 0) std::fill_n(bits, both, 0);
+            std::fill_n(y, n, R(0));
+            for (R *sum : {dy, xs})
+                if (SLOPES) std::fill_n(sum, n, R(0));
+            for (index r = 0; r < block.rows; r++) {
+                const R *x = current + p.current_at(t, block, r);
+                R *v_r = v + r * n, *slope_r = slope + r * n, *y_r = y, *dy_r = dy, *xs_r = xs;
+                std::uint32_t *bits_r = bits + r * n;
+                const std::uint32_t bit = std::uint32_t(1) << t % WORD;
+#pragma omp simd
+                for (index i = 0; i < n; i++) {
+                    const R u = charge<NET>(x[i], v_r[i], d), out = output<NET>(u, v_th);
+                    if (SLOPES) {
+                        const R s = slope_r[i] + (x[i] - v_r[i] - d * slope_r[i]);
+                        bits_r[i] |= u <= 0 ? 0 : bit;
+                        slope_r[i] = s;
+                        dy_r[i] += u <= 0 ? R(0) : s;
+                        xs_r[i] += x[i];
+                    }
+                    v_r[i] = reset<NET>(u, v_th);
+                    y_r[i] += skip ? out + weight * x[i] : out;
+                }
+            }
+            if (NET == LIF)
+#pragma omp simd
+                for (index i = 0; i < n; i++) spikes[i] += y[i];
+            average(y, block.pairs, p.C, pooled + p.pooled_at(t, block));
+            if (!SLOPES) continue;
+            average(dy, block.pairs, p.C, at_decay + p.pooled_at(t, block));
+            if (at_skip) average(xs, block.pairs, p.C, at_skip + p.pooled_at(t, block));
+            for (index r = 0; (t % WORD == WORD - 1 || t == p.T - 1) && r < block.rows; r++)
+                std::copy_n(bits + r * n, n, above + t / WORD * p.K * p.B * p.frame() + p.state_at(block, r));
+        }
+        for (index r = 0; NET != RELU && r < block.rows; r++) std::copy_n(v + r * n, n, last + p.state_at(block, r));
+        for (index r = 0; SLOPES && r < block.rows; r++)
+            std::copy_n(slope + r * n, n, last_slope + p.state_at(block, r));
+        if (NET == LIF) sums[(block.b * p.strips() + block.strip) * p.K + k] += total(spikes, n);
+    });
+}
+
+// Of RELU and LIF.  grad_pooled, grad_last and grad_each (K,), the gradient at the sum of all y of a k: each or null.
+// sums: of the gradients at decay and skip.
+template <Net NET, typename R>
+void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *grad_each, const R *current,
+                   const R *decay, const R *v0, R threshold, R steepness, const R *skip, R *grad_current, R *grad_v0,
+                   double *sums) {
+    p.each_block([=](Pooled::Block block) {
+        const index n = block.cells, k = block.k, both = 2 * n;
+        const R d = NET == RELU ? R(1) : decay[k], weight = skip ? skip[k] : R(0);
+        const R v_th = threshold, alpha = steepness, each = grad_each ? grad_each[k] : R(0);
+        R *voltages = room<R>(0, (p.T + 1) * both);  // before the reset; the first are those at the start
+        R *h = room<R>(1, both), *dy = room<R>(2, n), *at_decay = room<R>(3, both), *at_skip = room<R>(4, both);
+        R *copy = room<R>(5, n), *none = room<R>(6, n);
+        std::fill_n(none, n, R(0));
+        for (R *zero : {voltages, h, at_decay, at_skip}) std::fill_n(zero, both, R(0));
+        for (index r = 0; NET != RELU && r < block.rows; r++) {
+            if (v0) std::copy_n(v0 + p.state_at(block, r), n, voltages + r * n);
+            if (grad_last) std::copy_n(grad_last + p.state_at(block, r), n, h + r * n);
+        }
+        for (index t = 0; NET != RELU && t < p.T; t++)
+            for (index r = 0; r < block.rows; r++) {
+                const R *x = current + p.current_at(t, block, r);
+                const R *before = voltages + t * both + r * n;
+                const R v_th_before = threshold_before(t, v_th);
+                R *u = voltages + (t + 1) * both + r * n;
+#pragma omp simd
+                for (index i = 0; i < n; i++)
+                    u[i] = charge<NET>(x[i], reset<NET>(before[i], v_th_before), d);
+            }
+        for (index t = p.T - 1; t >= 0; t--) {
+            spread(grad_pooled ? grad_pooled + p.pooled_at(t, block) : nullptr, block.pairs, p.C, each, dy, n);
+            for (index r = 0; r < block.rows; r++) {
+                const index cell = p.current_at(t, block, r);
+                const R *x = current + cell;
+                const R *before = voltages + t * both + r * n;
+                const R v_th_before = threshold_before(t, v_th);
+                const R *u = NET == RELU ? x : voltages + (t + 1) * both + r * n;
+                R *dx = grad_current + cell, *h_r = h + r * n;
+                const R *others = base(dx, k >= p.groups, n, copy, none);
+                R *decays = at_decay + r * n, *skips = at_skip + r * n;
+#pragma omp simd
+                for (index i = 0; i < n; i++) {
+                    const R g = gradient<NET>(u[i], h_r[i], dy[i], v_th, alpha);
+                    if (NET != RELU) {
+                        decays[i] += g * (x[i] - reset<NET>(before[i], v_th_before));
+                        h_r[i] = (1 - d) * g;
+                    }
+                    skips[i] += dy[i] * x[i];
+                    dx[i] = others[i] + (d * g + weight * dy[i]);
+                }
+            }
+        }
+        for (index r = 0; grad_v0 && r < block.rows; r++) std::copy_n(h + r * n, n, grad_v0 + p.state_at(block, r));
+        double *sum = sums + ((block.b * p.strips() + block.strip) * p.K + k) * 2;
+        sum[0] += total(at_decay, block.rows * n);
+        sum[1] += total(at_skip, block.rows * n);
+    });
+}
+
+// Of LI, from what `pool` noted.  sums: as in `pool_backward`, of gradients times slopes.
+template <typename R>
+void pool_slopes_backward(Pooled p, const R *grad_pooled, const R *grad_last, const std::uint32_t *above,
+                          const R *at_decay, const R *last_slope, const R *at_skip, const R *decay, const R *skip,
+                          R *grad_current, R *grad_v0, double *sums) {
+    p.each_block([=](Pooled::Block block) {
+        const index n = block.cells, k = block.k, both = 2 * n, pairs = block.pairs * p.C;
+        double *sum = sums + ((block.b * p.strips() + block.strip) * p.K + k) * 2;
+        const R d = decay[k], weight = skip ? skip[k] : R(0);
+        R *h = room<R>(0, both), *dy = room<R>(1, n), *copy = room<R>(2, n), *none = room<R>(3, n);
+        std::fill_n(none, n, R(0));
+        std::fill_n(h, both, R(0));
+        for (index r = 0; grad_last && r < block.rows; r++) {
+            std::copy_n(grad_last + p.state_at(block, r), n, h + r * n);
+            sum[0] += product(h + r * n, last_slope + p.state_at(block, r), n);
+        }
+        for (index t = p.T - 1; t >= 0; t--) {
+            const R *grads = grad_pooled ? grad_pooled + p.pooled_at(t, block) : nullptr;
+            spread(grads, block.pairs, p.C, R(0), dy, n);
+            if (grads) sum[0] += product(grads, at_decay + p.pooled_at(t, block), pairs);
+            if (grads && skip) sum[1] += product(grads, at_skip + p.pooled_at(t, block), pairs);
+            for (index r = 0; r < block.rows; r++) {
+                R *dx = grad_current + p.current_at(t, block, r);
+                const R *others = base(dx, k >= p.groups, n, copy, none);
+                const std::uint32_t *bits = above + t / WORD * p.K * p.B * p.frame() + p.state_at(block, r);
+                const std::uint32_t bit = std::uint32_t(1) << t % WORD;
+                R *h_r = h + r * n;
+#pragma omp simd
+                for (index i = 0; i < n; i++) {
+                    const R g = (bits[i] & bit ? dy[i] : R(0)) + h_r[i];
+                    h_r[i] = (1 - d) * g;
+                    dx[i] = others[i] + (d * g + weight * dy[i]);
+                }
+            }
+        }
+        for (index r = 0; grad_v0 && r < block.rows; r++) std::copy_n(h + r * n, n, grad_v0 + p.state_at(block, r));
+    });
+}
+
+}  // namespace
+
+#define SCAN index T, index K, index groups, index n, index per_cell, index threads
+#define POOLED index T, index K, index groups, index B, index H, index W, index C, index threads
+#define SIZES {T, K, groups, B, H, W, C, threads}
+#define EXPORT(R, suffix)                                                                                               \
+    void integrate_##suffix(SCAN, const R *x, const R *decay, const R *v0, R *v) {                                      \
+        scan<LI, R>({T, K, groups, n, per_cell, threads}, x, decay, v0, 0, v, nullptr);                                 \
+    }                                                                                                                   \
+    void integrate_backward_##suffix(SCAN, const R *dv, const R *v, const R *decay, const R *v0, R *dx, R *changes,     \
+                                     R *dv0) {                                                                          \
+        integrate_backward<R>({T, K, groups, n, per_cell, threads}, dv, v, decay, v0, dx, changes, dv0);                \
+    }                                                                                                                   \
+    void fire_##suffix(SCAN, const R *x, const R *decay, const R *v0, double v_th, R *z, R *last) {                     \
+        scan<LIF, R>({T, K, groups, n, per_cell, threads}, x, decay, v0, v_th, z, last);                                \
+    }                                                                                                                   \
+    void fire_backward_##suffix(SCAN, const R *dz, const R *dlast, const R *x, const R *decay, const R *v0,             \
+                                double v_th, double alpha, R *dx, R *changes, R *dv0) {                                 \
+        fire_backward<R>({T, K, groups, n, per_cell, threads}, dz, dlast, x, decay, v0, v_th, alpha, dx, changes, dv0); \
+    }                                                                                                                   \
+    void pool_##suffix(index net, POOLED, const R *x, const R *decay, const R *v0, double v_th, const R *skip, R *out,  \
+                       R *last, double *sums, std::uint32_t *above, R *at_decay, R *last_slope, R *at_skip) {           \
+        const auto run = net == LIF ? pool<LIF, false, R>                                                               \
+                         : net == RELU ? pool<RELU, false, R>                                                           \
+                         : above ? pool<LI, true, R> : pool<LI, false, R>;                                              \
+        run(SIZES, x, decay, v0, v_th, skip, out, last, sums, above, at_decay, last_slope, at_skip);                    \
+    }                                                                                                                   \
+    void pool_backward_##suffix(index net, POOLED, const R *dout, const R *dlast, const R *deach, const R *x,           \
+                                const R *decay, const R *v0, double v_th, double alpha, const R *skip, R *dx, R *dv0,   \
+                                double *sums) {                                                                         \
+        const auto run = net == LIF ? pool_backward<LIF, R> : pool_backward<RELU, R>;                                   \
+        run(SIZES, dout, dlast, deach, x, decay, v0, v_th, alpha, skip, dx, dv0, sums);                                 \
+    }                                                                                                                   \
+    void pool_slopes_backward_##suffix(POOLED, const R *dout, const R *dlast, const std::uint32_t *above,               \
+                                       const R *at_decay, const R *last_slope, const R *at_skip, const R *decay,        \
+                                       const R *skip, R *dx, R *dv0, double *sums) {                                    \
+        pool_slopes_backward<R>(SIZES, dout, dlast, above, at_decay, last_slope, at_skip, decay, skip, dx, dv0, sums);  \
+    }
+
+extern "C" {
+EXPORT(float, float)
+EXPORT(double, double)
+}

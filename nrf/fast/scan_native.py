@@ -1,0 +1,98 @@
+"""The scans of `neurons.py` and `pooling.pooled_neurons` as compiled kernels (native.cpp), for a CPU.
+
+Same shapes as `scan_torch.py`: current (T, 1 or K, n), decay (K, 1 or n), v0 (K, n).  Spikes keep the
+current, and their backward pass computes the voltages again.
+"""
+
+import torch
+
+from nrf.fast import native
+
+WORD = 32  # bits, one per step
+LEAST = 2**15  # cells for a thread of its own, as torch has it
+
+
+def integrate(current, decay, v0):
+    """Voltages (T, K, n) of leaky integrators, bit by bit those of the loop."""
+    voltages = v0.new_empty((len(current), *v0.shape))
+    _scan("integrate", current, decay, v0, (current, decay, v0), voltages)
+    return voltages
+
+
+def integrate_backward(grad_voltages, voltages, decay, v0, groups):
+    """Gradients at the current (T, groups, n) and v0, and between them sum_t g[t] (v[t] - v[t-1]), (K, n)."""
+    grads = _room(voltages, v0, groups)
+    _scan("integrate_backward", grads[0], decay, v0, (grad_voltages, voltages, decay, v0), *grads)
+    return grads
+
+
+def fire(current, decay, v0, v_th):
+    """What to keep, the current, spikes (T, K, n) of LIF neurons and the last voltages (K, n); bit by bit
+    those of the loop."""
+    current = current.to(v0.dtype)
+    spikes, last = v0.new_empty((len(current), *v0.shape)), v0.new_empty(v0.shape)
+    _scan("fire", current, decay, v0, (current, decay, v0), v_th.item(), spikes, last)
+    return (current,), spikes, last
+
+
+def fire_backward(grad_spikes, grad_last, kept, decay, v0, v_th, alpha, groups):
+    """As `integrate_backward`."""
+    (current,) = kept
+    grads = _room(current, v0, groups)
+    inputs = grad_spikes, grad_last, current, decay, v0
+    _scan("fire_backward", current, decay, v0, inputs, v_th.item(), alpha.item(), *grads)
+    return grads
+
+
+def _room(steps, v0, groups):
+    current = v0.new_empty((len(steps), groups, v0.shape[1]))
+    return current, v0.new_empty(v0.shape), v0.new_empty(v0.shape)
+
+
+def _threads(cells):
+    """How many threads share so many cells of all steps: beside other programs they wait for each other."""
+    return max(1, min(torch.get_num_threads(), cells // LEAST))
+
+
+def _scan(name, current, decay, v0, inputs, *others):
+    (T, groups, _), (K, n) = current.shape, v0.shape
+    inputs = (tensor.to(v0.dtype).contiguous() for tensor in inputs)
+    per_cell = int(decay.shape[1] > 1)
+    native.call(name, v0.dtype, T, K, groups, n, per_cell, _threads(T * K * n), *inputs, *others)
+
+
+def pool(net, K, current, decay, v0, skips, v_th, slopes):
+    """What `pooling.pooled_neurons` returns, of channels last: pooled responses (T, K, B, H // 2, W // 2, C),
+    last voltages (K, B, H, W, C) or None, and, for net 2, the sums (K,) of all responses.
+
+    slopes: of net 1, `pooling._room_for_slopes` to fill in; else, or where nothing is kept, four times None.
+    """
+    T, groups, B, H, W, C = current.shape
+    pooled = current.new_empty(T, K, B, H // 2, W // 2, C)
+    last = None if net == 0 else current.new_empty(K, B, H, W, C)
+    sums = torch.zeros(B, -(-H // 2), K, dtype=torch.float64)
+    sizes = T, K, groups, B, H, W, C, _threads(T * K * B * H * W * C)
+    results = pooled, last, sums, *slopes
+    native.call("pool", current.dtype, net, *sizes, current, decay, v0, v_th, skips, *results)
+    return pooled, last, sums.sum((0, 1))
+
+
+def pool_backward(net, K, grads, kept, shape, dtype, decay, skips, v_th, alpha, to_rest):
+    """The gradient at the current, those (K, 2) at decays and skips, and that at v0 if `to_rest`.
+
+    grads: at the pooled responses, the last voltages, and the sums; each may be None.  kept: (current, v0),
+    of net 1 the slopes.  shape, dtype: the current's.
+    """
+    T, groups, B, H, W, C = shape
+    grad_current = kept[0].new_empty(shape, dtype=dtype)
+    grad_v0 = grad_current.new_empty(K, B, H, W, C) if to_rest else None
+    sums = torch.zeros(B, -(-H // 2), K, 2, dtype=torch.float64)
+    sizes = T, K, groups, B, H, W, C, _threads(T * K * B * H * W * C)
+    to = grad_current, grad_v0, sums
+    if net == 1:
+        native.call("pool_slopes_backward", dtype, *sizes, *grads[:2], *kept, decay, skips, *to)
+    else:
+        current, v0 = kept
+        constants = v_th, alpha
+        native.call("pool_backward", dtype, net, *sizes, *grads, current, decay, v0, *constants, skips, *to)
+    return grad_current, sums.sum((0, 1)), grad_v0

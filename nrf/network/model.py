@@ -1,0 +1,298 @@
+"""The paper's network: thin modules over `receptive_fields.py` and `neurons.py`.
+
+    events (T, B, C, H, W)
+      per temporal channel, three times:  average-pool 2 -> [batch norm] -> convolution -> neuron [+ skip]
+      max-pool 2 -> mean over temporal channels
+      transposed convolution -> leaky integrator, rectified -> dropout
+    heat maps (T, B, N, h, w)
+
+The network is feed-forward in time, so spatial operators run once over all T * B frames and only the neurons
+walk over time.  Temporal channels that share spatial weights run together, stacked on an axis K behind
+time.  Module and parameter names are the published ones.
+Source: paper, Fig. 2 and Methods; FIDELITY 1-6, 13, 14.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nrf.config import Config
+from nrf.fast.convolution import convolve
+from nrf.fast.pooling import average_pool, max_pool
+from nrf.network.field_weights import FieldWeights
+from nrf.network.layers import as_one, layer_response, respond
+from nrf.theory.receptive_fields import (
+    KERNEL_SIZES,
+    bank_layout,
+    bank_weights,
+    spatial_kernels,
+    spatial_parameters,
+    temporal_rates_hz,
+)
+
+SKIP_WEIGHT = 0.9
+POOLING = 16  # pixels of the field per cell in front of the read-out, per axis
+
+
+class NetworkState(NamedTuple):
+    """What the network carries from one chunk of time to the next: Norse states, None for ReLU."""
+
+    fields: tuple  # per group of channels that run together, per layer: a state of (K, B, C, h, w)
+    classifier: Any  # state of (B, N, h, w)
+
+
+class Response(NamedTuple):
+    heatmaps: Tensor  # (T, B, N, h, w), not rectified
+    state: NetworkState
+    activities: Tensor  # (channels,) lif: mean spikes per step and cell over the layers; else 0
+
+
+class StepwiseBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation of frames (T, K, B, C, H, W) with the statistics of each time step and channel of
+    its own.
+
+    The running statistics take one update per step and channel, in that order, as if each had been a call;
+    frames that stand for `channels` identical channels count that often.  FIDELITY 6.
+    """
+
+    def forward(self, frames, channels=1):
+        per_channel = (-1, 1, 1)
+        if not self.training:
+            scale = (self.running_var + self.eps).rsqrt() * self.weight
+            return (frames - self.running_mean.view(per_channel)) * scale.view(per_channel) + self.bias.view(
+                per_channel
+            )
+        dims = (2, 4, 5)
+        variance, mean = torch.var_mean(frames, dims, correction=0, keepdim=True)
+        with torch.no_grad():
+            n = frames.numel() // (frames.shape[0] * frames.shape[1] * frames.shape[3])
+            repeats = channels // frames.shape[1]
+            self._update(self.running_mean, mean.flatten(0, 2).flatten(1), repeats)
+            self._update(self.running_var, variance.flatten(0, 2).flatten(1) * n / max(n - 1, 1), repeats)
+            self.num_batches_tracked += frames.shape[0] * channels
+        normalised = (frames - mean) * (variance + self.eps).rsqrt()
+        return normalised * self.weight.view(per_channel) + self.bias.view(per_channel)
+
+    def _update(self, running, per_call, repeats):
+        per_call = per_call.repeat_interleave(repeats, 0)
+        weights = (1 - self.momentum) ** torch.arange(
+            len(per_call), -1, -1, device=running.device, dtype=running.dtype
+        )
+        running.mul_(weights[0]).add_(self.momentum * (weights[1:, None] * per_call).sum(0))
+
+
+class SpatialRF(nn.Module):
+    """[Batch norm and] convolution with a bank of receptive fields, over frames (T, K, B, C, H, W)."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, batch_normalization=False, convolution="auto"):
+        super().__init__()
+        self.convolution = convolution
+        self.spatial = nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", bias=False)
+        self.norm = StepwiseBatchNorm2d(in_channels) if batch_normalization else None
+
+    def normalise(self, frames, channels=1):
+        return frames if self.norm is None else self.norm(frames, channels)
+
+    def forward(self, frames, channels=1):
+        frames = self.normalise(frames, channels)
+        current = convolve(frames.flatten(0, 2), self.spatial.weight, self.convolution)
+        return current.unflatten(0, frames.shape[:3])
+
+
+class TemporalRF(nn.Module):
+    """Neurons of one time constant (`tau_mem_inv`, Hz, trainable; none for "ann") over currents (T, ...)."""
+
+    def __init__(self, net, rate_hz, backend="auto"):
+        super().__init__()
+        self.net, self.backend = net, backend
+        if net != "ann":
+            self.tau_mem_inv = nn.Parameter(rate_hz)
+
+    def forward(self, current, state=None):
+        rate_hz = None if self.net == "ann" else self.tau_mem_inv
+        out, state = respond(self.net, current, rate_hz, state, self.backend)
+        return out if self.net == "lif" else F.relu(out), state
+
+
+class SpatioTemporalRF(nn.Module):
+    """One layer of one temporal channel: average-pool -> spatial -> temporal [+ skip]."""
+
+    def __init__(self, spatial, temporal, skip_connection=False, recompute=False):
+        super().__init__()
+        self.skip_weight = nn.Parameter(torch.full((1,), SKIP_WEIGHT))
+        self.spatial, self.temporal = spatial, temporal
+        self.skip_connection, self.recompute = skip_connection, recompute
+
+    def forward(self, frames, state=None):
+        """(T, B, C, H, W) and a state to (T, B, N, H // 2, W // 2) and a state."""
+        out, state, _ = layer_response([self], average_pool(frames)[:, None], state)
+        return out[:, 0], state
+
+
+class SpatioTemporalChannel(nn.Module):
+    """The three layers of one temporal channel, and max-pooling."""
+
+    def __init__(self, fields):
+        super().__init__()
+        self.spatiotemporal = nn.ModuleList(fields)
+
+    def forward(self, frames, states=(None, None, None)):
+        """(T, B, C, H, W) and a state per layer to (T, B, N, H // 16, W // 16), states, activity (1,)."""
+        out, states, activity = channels_response([self], frames, states)
+        return out[:, 0], states, activity
+
+
+def channels_response(channels, frames, states, count=None):
+    """K channels that share their SpatialRFs, at once, on frames (T, B, C, H, W).
+
+    Returns (T, K, B, N, H // 16, W // 16), a state per layer, and each channel's activity (K,).  count: how
+    many channels these stand for, K if None.
+    """
+    pooled = average_pool(frames).movedim(-3, -1).contiguous().movedim(-1, -3)  # channels last in memory
+    out, new_states, activities = pooled[:, None], [], []
+    layers = list(zip(*(channel.spatiotemporal for channel in channels), strict=True))
+    pools = [average_pool] * (len(layers) - 1) + [max_pool]
+    for fields, state, pool in zip(layers, states, pools, strict=True):
+        out, state, activity = layer_response(fields, out, state, count, pool)
+        new_states.append(state)
+        activities.append(activity)
+    return as_one(out) if isinstance(out, list) else out, tuple(new_states), torch.stack(activities).mean(0)
+
+
+class SpatioTemporalModel(nn.Module):
+    """All temporal channels, their mean, and the read-out.  See the module's docstring."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        rates = temporal_rates_hz(config.n_temporal_scales, config.init_scheme_temporal)
+        n_groups = config.n_spatial_scales if config.separate_spatial_channels else 1
+        shared = (
+            [spatial_layers(config, scale) for scale in range(n_groups)] if config.weight_sharing else None
+        )
+        self.channels = nn.ModuleList(
+            spatiotemporal_channel(config, shared[scale] if shared else spatial_layers(config, scale), rate)
+            for rate in rates
+            for scale in range(n_groups)
+        )
+        self.classifier = nn.Sequential(
+            nn.ConvTranspose2d(config.n_classes, config.n_classes, 5, bias=False),
+            TemporalRF("ann" if config.net == "ann" else "li", rates.max().clone(), config.temporal_backend),
+            nn.Dropout(config.dropout),
+        )
+        self._tie_time_constants()
+
+    def fields(self, scale=0):
+        """The receptive fields that the first channel of a spatial scale starts as: rows of a bank."""
+        return field_rows(self.config, scale)
+
+    def groups(self):
+        """Indices of channels that share spatial weights and so run together."""
+        n, stride = len(self.channels), len(self.channels) // self.config.n_temporal_scales
+        if not self.config.weight_sharing:
+            return [[k] for k in range(n)]
+        return [list(range(scale, n, stride)) for scale in range(stride)]
+
+    def forward(self, frames, state: NetworkState | None = None) -> Response:
+        """Heat maps of frames (T, B, C, H, W), any dtype, from a state, at rest if None.
+
+        ValueError where a side is below 16 pixels, or C is not the configured number of channels.
+        """
+        *_, C, H, W = frames.shape
+        if C != self.config.in_channels or min(H, W) < POOLING:
+            raise ValueError(
+                f"frames of {C} channels, {H} x {W} pixels: want {self.config.in_channels} channels, "
+                f"at least {POOLING} x {POOLING} pixels (four poolings by 2)"
+            )
+        frames = frames.to(self.classifier[0].weight.dtype)
+        groups = self.groups()
+        states = ((None,) * len(KERNEL_SIZES),) * len(groups) if state is None else state.fields
+        total, new_states, activities = 0, [], frames.new_zeros(len(self.channels))
+        for group, group_states in zip(groups, states, strict=True):
+            # ReLU channels of shared weights are one and the same: one stands for all (FIDELITY 13)
+            same = self.config.net == "ann" and not self.config.skip_connections
+            channels = [self.channels[k] for k in (group[:1] if same else group)]
+            out, group_states, activity = channels_response(channels, frames, group_states, len(group))
+            total = total + out.sum(1) * (len(group) // len(channels))  # T B N H/16 W/16
+            new_states.append(group_states)
+            of_group = slice(group[0], None, len(self.channels) // len(group))
+            activities[of_group] = activity.to(activities.dtype)  # bfloat16 of ReLU under autocast
+        convolution, neuron, dropout = self.classifier
+        read = convolution((total / len(self.channels)).flatten(0, 1)).unflatten(0, frames.shape[:2])
+        heatmaps, classifier_state = neuron(
+            read, None if state is None else state.classifier
+        )  # T B N H/16+4 W/16+4
+        return Response(dropout(heatmaps), NetworkState(tuple(new_states), classifier_state), activities)
+
+    def compile_normalisation(self):
+        """Let torch.compile fuse batch normalisation, some ten passes over every layer's frames, into three:
+        the one part left that is neither a scan, a convolution nor a pooling."""
+        for module in self.modules():
+            if isinstance(module, StepwiseBatchNorm2d):
+                module.compile()
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._tie_time_constants()
+        return self
+
+    def _tie_time_constants(self):
+        """Time constants of one temporal scale that are parameters of their own are one memory cell (kept:
+        FIDELITY 14), also behind a move to another device or dtype."""
+        if self.config.net == "ann":
+            return
+        stride = len(self.channels) // self.config.n_temporal_scales
+        for first in range(0, len(self.channels), stride):
+            fields = [field for c in self.channels[first : first + stride] for field in c.spatiotemporal]
+            for field in fields[1:]:
+                field.temporal.tau_mem_inv.data = fields[0].temporal.tau_mem_inv.data
+
+
+def field_rows(config, scale):
+    """The fields of a channel; those of one spatial scale alone with separate spatial channels."""
+    rows = spatial_parameters(
+        config.n_spatial_scales,
+        config.n_angles,
+        config.n_ratios,
+        config.n_angles_grow,
+        config.receptive_fields,
+    )
+    return rows[rows[:, 0] == 2.0**scale] if config.separate_spatial_channels else rows
+
+
+def spatial_layers(config, scale):
+    """The three SpatialRFs of a channel."""
+    rows = field_rows(config, scale)
+    widths = (config.in_channels, len(rows), len(rows), config.n_classes)
+    layers = [
+        SpatialRF(n_in, n_out, size, bool(config.batch_normalization), config.convolution)
+        for n_in, n_out, size in zip(widths[:-1], widths[1:], KERNEL_SIZES, strict=True)
+    ]
+    calls = config.n_temporal_scales if config.weight_sharing else 1
+    for layer, size in zip(layers, KERNEL_SIZES, strict=True):
+        if config.init_scheme_spatial == "rf":
+            out_channels, in_channels = layer.spatial.weight.shape[:2]
+            layout = bank_layout(len(rows), out_channels, in_channels, config.receptive_fields)
+            if config.train_receptive_fields:
+                layer.spatial = FieldWeights(rows, size, *layout)
+            else:
+                kernels = spatial_kernels(rows, size, config.receptive_fields)
+                layer.spatial.weight.data = bank_weights(kernels, *layout)
+        if layer.norm is not None:  # as if it had seen one frame of zeros per channel (kept: FIDELITY 6)
+            layer.norm.running_var.fill_((1 - layer.norm.momentum) ** calls)
+            layer.norm.num_batches_tracked.fill_(calls)
+    return layers
+
+
+def spatiotemporal_channel(config, spatial, rate_hz):
+    """One channel of the time constant 1 / rate_hz; its layers share one TemporalRF with weight sharing."""
+    temporals = [TemporalRF(config.net, rate_hz.clone(), config.temporal_backend) for _ in KERNEL_SIZES]
+    if config.weight_sharing:
+        temporals = temporals[:1] * len(KERNEL_SIZES)
+    recompute = (bool(config.checkpoint_activations), False, False)  # where it costs next to nothing
+    return SpatioTemporalChannel(
+        SpatioTemporalRF(s, t, bool(config.skip_connections), r)
+        for s, t, r in zip(spatial, temporals, recompute, strict=True)
+    )

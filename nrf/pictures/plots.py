@@ -1,0 +1,294 @@
+"""Arrays in, pictures out: kernels, predictions, learning curves.  `theory.py` and this are the only
+files that import matplotlib.
+
+Pictures to log are uint8 RGB (H, W, 3); pictures to keep are files, written whole or not at all.
+"""
+
+import functools
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from PIL import Image, ImageDraw, ImageFont
+
+from nrf.system.files import whole_file
+
+GOLDEN_RATIO = 1.618  # kernels per row over kernels per column, about
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: for all
+ORANGE, BLUE = (230, 159, 0), (86, 180, 233)  # kinds of colour vision, as are these two
+BLACK, GREY, WHITE, FRAME = (0, 0, 0), (110, 110, 110), (255, 255, 255), (215, 215, 215)
+ORDERS = {(0, 0): "g", (1, 0): "∂u g", (0, 1): "∂v g", (1, 1): "∂u∂v g"}  # u along a field, v across
+MARGIN = 10  # pixels around a drawing
+
+
+def kernel_grid(kernels):
+    """All kernels (n, h, w) in a picture, round(1.618 sqrt(n)) a row, over a colour bar: uint8 RGB (H, W, 3).
+
+    Blue is negative, white zero, red positive, on one scale for all: the greatest absolute value, written at
+    the bar.  Every kernel is enlarged by the same integer.  Values that are not finite are dark grey.
+    ValueError without kernels.
+    """
+    kernels = _checked(kernels)
+    n, h, w = kernels.shape
+    columns = max(1, round(GOLDEN_RATIO * math.sqrt(n)))
+    zoom, gap = min(max(1000 // (columns * w), 1), 16), 2
+    limit = _limit(kernels)
+    bar = _colour_bar(limit)
+    width = max(columns * (w * zoom + gap), bar.width) + gap
+    canvas = Image.new("RGB", (width, math.ceil(n / columns) * (h * zoom + gap) + gap + bar.height), WHITE)
+    tiles = _tiles(kernels, zoom, limit)
+    blank = np.full((-n % columns, *tiles.shape[1:]), WHITE, np.uint8)
+    tiles = np.concatenate([tiles, blank])
+    tiles = np.pad(tiles, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=WHITE[0])
+    rows = tiles.reshape(-1, columns, *tiles.shape[1:]).swapaxes(1, 2)
+    canvas.paste(Image.fromarray(rows.reshape(len(rows) * tiles.shape[1], -1, 3)), (gap, gap))
+    canvas.paste(bar, (0, canvas.height - bar.height))
+    return np.array(canvas)
+
+
+def kernel_bank(kernels, rows, path):
+    """The `bank_picture` as a PNG at `path`."""
+    picture = Image.fromarray(bank_picture(kernels, rows))
+    with whole_file(path) as partial:
+        picture.save(partial, "PNG")
+
+
+def bank_picture(kernels, rows):
+    """The bank of kernels (n, h, w) as a labelled table, uint8 RGB (H, W, 3).
+
+    rows: (n, 5 or more), columns variance, angle_rad, ratio, dx, dy: the field behind each kernel.  The table
+    has a line for each ratio and angle, and a column for each order of derivative (dx, dy) and variance; a
+    place that no field takes stays empty.  One colour scale for all.
+    ValueError if rows and kernels differ in number, or if two rows are the same field.
+    """
+    kernels, rows = _checked(kernels), np.asarray(rows, float)
+    if rows.ndim != 2 or len(rows) != len(kernels) or rows.shape[1] < 5:
+        raise ValueError(f"{len(kernels)} kernels: want rows ({len(kernels)}, 5 or more), got {rows.shape}")
+    fields = [tuple(row) for row in rows[:, :5].round(6).tolist()]
+    if len(set(fields)) < len(fields):
+        raise ValueError("rows of the bank: the same field is there twice")
+    lines = sorted({(ratio, angle) for _, angle, ratio, _, _ in fields})
+    variances = sorted({variance for variance, *_ in fields})
+    orders = sorted({(dx, dy) for *_, dx, dy in fields}, key=lambda order: (sum(order), -order[0]))
+
+    _, h, w = kernels.shape
+    zoom, limit = max(1, 54 // max(h, w)), _limit(kernels)
+    left, top, gap, block_gap = 150, 66, 3, 16
+    step_x, step_y = w * zoom + gap, h * zoom + gap
+    block = len(variances) * step_x + block_gap
+    bar = _colour_bar(limit)
+    width = left + max(len(orders) * block, bar.width)
+    canvas = Image.new("RGB", (width, top + len(lines) * step_y + MARGIN + bar.height), WHITE)
+    draw = ImageDraw.Draw(canvas)
+    for (variance, angle, ratio, *order), tile in zip(fields, _tiles(kernels, zoom, limit), strict=True):
+        x = left + orders.index(tuple(order)) * block + variances.index(variance) * step_x
+        canvas.paste(Image.fromarray(tile), (x, top + lines.index((ratio, angle)) * step_y))
+    for i, order in enumerate(orders):
+        x, name = left + i * block, ORDERS.get(order, "∂u^{:g} ∂v^{:g} g".format(*order))
+        draw.text((x + (block - block_gap - gap) / 2, 22), name, BLACK, font(18), "mm")
+        for j, variance in enumerate(variances):
+            draw.text((x + j * step_x + w * zoom / 2, top - 14), f"{variance:.3g}", BLACK, font(14), "mm")
+    draw.text((left - 12, top - 14), "variance", BLACK, font(14), "rm")
+    for i, (ratio, angle) in enumerate(lines):
+        name = f"ratio {ratio:.2f}, {math.degrees(angle):.0f}°"
+        draw.text((left - 12, top + i * step_y + h * zoom / 2), name, BLACK, font(14), "rm")
+    canvas.paste(bar, (left, canvas.height - bar.height - MARGIN // 2))
+    return np.array(canvas)
+
+
+def prediction_panel(frame, heatmap, target):
+    """Input frame (H, W), heat map (h, w) and target (h, w) side by side: uint8 RGB (250, 600, 3).
+
+    Axes are pixels of the frame.  The first and last cells of a map are centred on the borders of the frame,
+    as coordinates are read from it.  Each panel has its own scale, from 0 to the value that its title states.
+    """
+    H, W = np.shape(frame)
+    figure = Figure(figsize=(6, 2.5), dpi=100, layout="constrained")  # a card of TensorBoard is 400 wide
+    panels = ("input", frame, "gray_r"), ("heat map", heatmap, "viridis"), ("target", target, "viridis")
+    for axes, (name, values, colours) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
+        values = np.asarray(values, np.float32)
+        h, w = values.shape
+        half_h, half_w = H / max(h - 1, 1) / 2, W / max(w - 1, 1) / 2
+        extent = (0, W, H, 0) if name == "input" else (-half_w, W + half_w, H + half_h, -half_h)
+        most = values[np.isfinite(values)].max(initial=0.0)
+        axes.imshow(values, cmap=colours, vmin=0, vmax=most, extent=extent)
+        axes.set(xlim=(0, W), ylim=(H, 0))
+        axes.set_title(f"{name}\n0 to {most:.2g}", fontsize=12)
+        axes.tick_params(labelsize=11)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(3, integer=True, steps=[1, 2, 5, 10]))
+    figure.axes[0].set_ylabel("H in pixels", fontsize=11)
+    figure.axes[1].set_xlabel("W in pixels", fontsize=11)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def learning_curves(curves, path, baseline=None, ylabel="error in pixels"):
+    """Errors over epochs, one line per name of `curves` = {name: (epochs, errors_px)}, a PNG at `path`.
+
+    A list of such pairs, of several seeds say, is as many lines of one colour.  baseline: the error of
+    guessing the centre always, dashed, if given.  The legend has the best values.
+    ValueError without curves, or if epochs and errors differ in number.
+    """
+    if not curves:
+        raise ValueError("learning curves: want at least one, got none")
+    figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    if baseline is not None:
+        axes.axhline(baseline, color="0.35", linestyle="--", label=f"always the centre: {baseline:.2f}")
+    for i, (name, pairs) in enumerate(curves.items()):
+        pairs = pairs if isinstance(pairs, list) else [pairs]
+        look = {"color": CYCLE[i % len(CYCLE)], "linestyle": ("-", ":")[i // len(CYCLE) % 2]}
+        best = min(
+            (error for _, errors in pairs for error in errors if math.isfinite(error)), default=math.nan
+        )
+        label = f"{name}: {best:.2f} at best"
+        for epochs, errors_px in pairs:
+            if len(epochs) != len(errors_px):
+                raise ValueError(f"curve {name!r}: {len(epochs)} epochs but {len(errors_px)} errors")
+            axes.plot(epochs, errors_px, marker="o", markersize=3.5, label=label, **look)
+            label = None
+    axes.set(xlabel="epoch", ylabel=ylabel)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def error_boxes(panels, path):
+    """Errors in pixels as the paper's box plot, a PNG at `path`, one panel per data set.
+
+    panels: {title: [(network, initialisation, errors, published), ...]}.  errors: a dict of p5, q1, median,
+    q3, p95 (whiskers reach p5 and p95), or a list of numbers, drawn as points around their box.  published:
+    the published median or None, drawn as a diamond.  An initialisation of None is a baseline: a dashed line.
+    ValueError without panels.
+    """
+    if not panels:
+        raise ValueError("box plot: want at least one panel, got none")
+    widths = [max(2, len({box[0] for box in boxes if box[1] is not None})) for boxes in panels.values()]
+    figure = Figure(figsize=(1.6 + 1.5 * sum(widths), 4.6), dpi=150, layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
+    inits = list(dict.fromkeys(box[1] for boxes in panels.values() for box in boxes if box[1] is not None))
+    inits.sort(key=lambda name: (name != "rf", name != "uniform", name))
+    for axes, (title, boxes) in zip(grid, panels.items(), strict=True):
+        networks = list(dict.fromkeys(network for network, init, *_ in boxes if init is not None))
+        for network, init, errors, published in boxes:
+            if init is None:
+                _baseline(axes, network, errors)
+                continue
+            i, width = inits.index(init), 0.72 / len(inits)
+            x = networks.index(network) + (i - (len(inits) - 1) / 2) * width
+            _box(axes, x, width * 0.8, errors, CYCLE[i % len(CYCLE)])
+            if published is not None:
+                axes.plot(x, published, "D", color="black", markersize=6, markerfacecolor="white", zorder=4)
+        axes.set(title=title, yscale="log", xlim=(-0.6, max(len(networks), 1) - 0.4))
+        axes.set_xticks(range(len(networks)), networks)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.9")
+        axes.set_axisbelow(True)
+        axes.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    grid[0].set_ylabel("error in pixels")
+    handles = [Line2D([], [], color=CYCLE[i % len(CYCLE)], linewidth=6, label=n) for i, n in enumerate(inits)]
+    if any(published is not None for boxes in panels.values() for *_, published in boxes):
+        look = {"marker": "D", "color": "black", "markerfacecolor": "white", "linestyle": ""}
+        handles.append(Line2D([], [], **look, label="published median"))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def _box(axes, x, width, errors, colour):
+    points = []
+    if not isinstance(errors, dict):
+        points = [error for error in errors if math.isfinite(error)]
+        if not points:
+            return
+        names = ("p5", "q1", "median", "q3", "p95")
+        errors = dict(zip(names, np.quantile(points, (0, 0.25, 0.5, 0.75, 1)), strict=True))
+    stats = {"med": errors["median"], "q1": errors["q1"], "q3": errors["q3"]}
+    stats |= {"whislo": errors["p5"], "whishi": errors["p95"], "fliers": []}
+    axes.bxp(
+        [stats],
+        positions=[x],
+        widths=width,
+        patch_artist=True,
+        manage_ticks=False,
+        boxprops={"facecolor": colour, "alpha": 0.55, "edgecolor": colour},
+        medianprops={"color": "black", "linewidth": 1.6},
+        whiskerprops={"color": colour},
+        capprops={"color": colour},
+    )
+    axes.plot([x] * len(points), points, "o", color=colour, markersize=3.5, zorder=3)
+
+
+def _baseline(axes, name, errors):
+    height = errors["median"] if isinstance(errors, dict) else np.median(errors)
+    axes.axhline(height, color="0.45", linestyle="--", linewidth=1)
+    axes.text(
+        0.99,
+        height,
+        name,
+        color="0.35",
+        fontsize=8,
+        ha="right",
+        va="bottom",
+        transform=axes.get_yaxis_transform(),
+    )
+
+
+def _checked(kernels):
+    kernels = np.asarray(kernels, np.float64)
+    if kernels.ndim != 3 or not kernels.size:
+        raise ValueError(f"kernels: want (n, h, w), none of them 0, got {kernels.shape}")
+    return kernels
+
+
+def _limit(kernels):
+    """The greatest absolute value among the finite ones, 0.0 if there is none."""
+    return float(np.abs(kernels[np.isfinite(kernels)]).max(initial=0.0))
+
+
+def _blue_white_red(values, limit):
+    """Colours (..., 3) uint8 of values (...): -limit blue, 0 white, limit red, not finite dark grey."""
+    colours = matplotlib.colormaps["bwr"].with_extremes(bad="#404040")
+    return colours(np.ma.masked_invalid(values) / (2 * limit or 1) + 0.5, bytes=True)[..., :3]
+
+
+def _tiles(kernels, zoom, limit):
+    """A picture per kernel (n, h, w, 3), `zoom` times larger, in a thin frame that sets it off from paper."""
+    tiles = _blue_white_red(kernels, limit).repeat(zoom, 1).repeat(zoom, 2)
+    if zoom > 2:
+        tiles[:, (0, -1)] = tiles[:, :, (0, -1)] = FRAME
+    return tiles
+
+
+def _colour_bar(limit, length=120, thickness=12, height=30):
+    """A strip from -limit to limit with both written beside it."""
+    small = font(13)
+    low, high = f"{-limit:.2g}", f"{limit:.2g}"
+    room = math.ceil(small.getlength(low)) + MARGIN
+    bar = Image.new("RGB", (length + 2 * room, height), WHITE)
+    strip = _blue_white_red(np.linspace(-1, 1, length)[None], 1.0).repeat(thickness, 0)
+    bar.paste(Image.fromarray(strip), (room, (height - thickness) // 2))
+    draw = ImageDraw.Draw(bar)
+    draw.text((room - 5, height / 2), low, BLACK, small, "rm")
+    draw.text((room + length + 5, height / 2), high, BLACK, small, "lm")
+    return bar
+
+
+@functools.cache
+def font(size):
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)

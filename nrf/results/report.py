@@ -1,0 +1,310 @@
+"""All runs under a folder of logs: a table, learning curves and the paper's box plot, as one page.
+
+    python3 report.py logs --out report
+
+reads every TensorBoard folder under it. The table has the settings in which runs differ, the best error in
+pixels on recordings not trained on, epochs and seconds.  A box is over the finished runs of one network and
+initialisation, whatever else differs (seeds, say); diamonds are the paper's medians, where the name of the
+folder of data has spatial or temporal in it.  report/index.html has it all in one file.
+
+A run is running while its process lives, or on another machine while its files changed within half an hour;
+then it has crashed.  Runs of other programs, without run.json, are running or over.
+"""
+
+import base64
+import contextlib
+import html
+import json
+import os
+import platform
+import statistics
+import struct
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from google.protobuf.message import DecodeError
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.util.tensor_util import make_ndarray
+
+from nrf.config import decisive
+from nrf.pictures.plots import error_boxes, learning_curves
+from nrf.results.tables import (
+    NETWORKS,
+    PUBLISHED_PX,
+    cell,
+    html_table,
+    initialisation_name,
+    mean_and_deviation,
+    network_name,
+    published_set,
+)
+from nrf.training.board import RECORD
+
+SILENT_S = 1800.0  # a run elsewhere that wrote nothing for so long has crashed
+ERROR = "val/error_px"
+OVER = ("finished", "over")  # states of runs that the boxes are of
+GROUP = ("net", "init_scheme_spatial", "init_scheme_temporal", "stack_frames")  # told by a run's group
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;font-size:13px}img{max-width:100%}h1,h2{font-weight:600}code{font-size:13px}
+td,th{border-bottom:1px solid #ddd;padding:.25rem .6rem;text-align:left}"""
+
+
+class Run(NamedTuple):
+    name: str  # its folder under the logs
+    settings: dict  # fields of Config; empty of another program's
+    data: str  # name of the folder of recordings, "" if unknown
+    state: str  # running, crashed, finished, stopped, failed, over
+    epochs: list  # of each validation, counted from 1
+    errors_px: list  # of each validation
+    seconds: float  # of all its parts together
+
+    @property
+    def best_px(self):
+        return min((error for error in self.errors_px if error == error), default=None)
+
+    @property
+    def group(self):
+        """(network, initialisation) as in the paper; of other programs' runs the name and nothing."""
+        known = all(name in self.settings for name in GROUP)
+        return (network_name(self.settings), initialisation_name(self.settings)) if known else (self.name, "")
+
+
+def find_runs(logs):
+    """Folders under `logs` that hold TensorBoard's files. FileNotFoundError where there is none."""
+    folders = sorted({path.parent for path in Path(logs).rglob("events.out.tfevents.*")})
+    if not folders:
+        raise FileNotFoundError(f"{logs}: no TensorBoard files under it; want a folder of logs")
+    return folders
+
+
+def read_run(folder, logs, now=None):
+    """The Run in a folder of TensorBoard files. Where a part was logged twice, the later one counts."""
+    scalars, seconds = read_scalars(folder, ("epoch", ERROR))
+    epochs, errors = scalars.values()
+    steps = sorted(errors)
+    settings, record = _settings(folder), _record(folder)
+    data = Path(record["data"]).name if record else _data_of(folder)
+    return Run(
+        str(folder.relative_to(logs)) if folder != Path(logs) else folder.name,
+        settings,
+        data,
+        state_of(folder, record, now),
+        [int(epochs[step]) + 1 if step in epochs else i for i, step in enumerate(steps, start=1)],
+        [errors[step] for step in steps],
+        seconds,
+    )
+
+
+def read_scalars(folder, tags):
+    """{tag: {step: value}} of TensorBoard's files in a folder, and the seconds between the first and the last
+    entry of each, summed: pauses do not count."""
+    scalars, seconds = {tag: {} for tag in tags}, 0.0
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        times = []
+        for entry in entries(path):
+            if entry.session_log.status == SessionLog.START:  # goes on from here: what follows is forgotten
+                scalars = {
+                    tag: {step: value for step, value in values.items() if step < entry.step}
+                    for tag, values in scalars.items()
+                }
+            for value in entry.summary.value:
+                if value.tag in scalars:
+                    plain = value.HasField("simple_value")
+                    scalar = value.simple_value if plain else make_ndarray(value.tensor).item()
+                    scalars[value.tag][entry.step] = scalar
+            if entry.HasField("summary"):
+                times.append(entry.wall_time)
+        seconds += max(times) - min(times) if times else 0.0
+    return scalars, seconds
+
+
+def entries(path):
+    """The entries of a TensorBoard file, up to where it is damaged or still written.  TensorBoard's own
+    reader takes a second for every 3 MB of pictures, whose check sums it takes in Python."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while len(head := file.read(12)) == 12:
+            (length,) = struct.unpack("<Q", head[:8])
+            if file.tell() + length + 4 > size:
+                return
+            try:
+                yield Event.FromString(file.read(length))
+            except DecodeError:
+                return
+            file.seek(4, os.SEEK_CUR)
+
+
+def _settings(folder):
+    try:
+        settings = yaml.safe_load((folder / "hparams.yaml").read_text())
+    except (OSError, yaml.YAMLError):  # another program's
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _record(folder):
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    ours = isinstance(record, dict) and {"state", "host", "pid", "data"} <= record.keys()
+    return record if ours else {}  # another program's
+
+
+def _data_of(folder):
+    """The name of the data in a published run name, ...(NAME), that a parent folder has."""
+    name = folder.parent.name
+    return name[name.index("(") + 1 : -1] if "(" in name and name.endswith(")") else ""
+
+
+def state_of(folder, record, now=None):
+    """How a run goes, from its record and the age of its files; see the module's docstring."""
+    fresh = (time.time() if now is None else now) - newest_change(folder) < SILENT_S
+    if not record:
+        return "running" if fresh else "over"
+    if record["state"] != "running":
+        return record["state"]
+    alive = process_lives(record["pid"]) if record["host"] == platform.node() else fresh
+    return "running" if alive else "crashed"
+
+
+def newest_change(folder):
+    """When a file under the folder was last written, 0 without one; files may vanish meanwhile."""
+    newest = 0.0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                newest = max(newest, os.stat(os.path.join(parent, name)).st_mtime)
+    return newest
+
+
+def process_lives(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def differing(runs):
+    """Names of the settings in which runs differ, other than those their groups tell."""
+    settings = [decisive(run.settings) for run in runs]
+    names = sorted({name for found in settings for name in found} - {*GROUP})
+    return [name for name in names if len({repr(found.get(name)) for found in settings}) > 1]
+
+
+def table(runs):
+    """Header and rows of the table of runs, the best first within each folder of data."""
+    names = differing(runs)
+    header = ["run", "network", "initialisation", "data", "state", "best px", "epochs", "seconds", *names]
+    last = float("inf")
+    runs = sorted(runs, key=lambda run: (run.data, last if run.best_px is None else run.best_px))
+    return header, [
+        [
+            run.name,
+            *run.group,
+            run.data,
+            run.state,
+            run.best_px,
+            max(run.epochs, default=0),
+            round(run.seconds),
+            *(str(run.settings[name]) if name in run.settings else None for name in names),
+        ]
+        for run in runs
+    ]
+
+
+def groups_of(runs):
+    """{data: {(network, initialisation): [Run, ...]}} of the runs that have errors, in the paper's order."""
+    groups = defaultdict(lambda: defaultdict(list))
+    for run in sorted(runs, key=lambda run: (run.data, (*NETWORKS, run.group[0]).index(run.group[0]))):
+        if run.best_px is not None:
+            groups[run.data][run.group].append(run)
+    return groups
+
+
+def group_table(runs):
+    """Header and rows of the groups: finished runs, mean and deviation of their best errors, published."""
+    header = [
+        "data",
+        "network",
+        "initialisation",
+        "finished",
+        "of",
+        "mean",
+        "+-",
+        "median",
+        "published",
+    ]
+    rows = []
+    for data, groups in groups_of(runs).items():
+        for (network, initialisation), members in groups.items():
+            best = [run.best_px for run in members if run.state in OVER]
+            rows.append(
+                [data, network, initialisation, len(best), len(members)]
+                + (list(mean_and_deviation(best)) + [statistics.median(best)] if best else [None] * 3)
+                + [published(data, network, initialisation)]
+            )
+    return header, rows
+
+
+def published(data, network, initialisation):
+    return PUBLISHED_PX.get(published_set(data), {}).get(network, {}).get(initialisation)
+
+
+def draw(runs, out):
+    """errors.png and a curves-DATA.png for each folder of data; returns [(title, path), ...]."""
+    pictures, panels = [], {}
+    for data, groups in groups_of(runs).items():
+        boxes = [
+            (*group, [run.best_px for run in members if run.state in OVER], published(data, *group))
+            for group, members in groups.items()
+        ]
+        panels[data or "runs"] = [box for box in boxes if box[2]]
+        path = out / f"curves-{data or 'runs'}.png"
+        curves = {" ".join(g): [(run.epochs, run.errors_px) for run in runs] for g, runs in groups.items()}
+        learning_curves(curves, path)
+        pictures.append((f"Learning curves, {data or 'runs'}", path))
+    panels = {data: boxes for data, boxes in panels.items() if boxes}
+    if panels:
+        error_boxes(panels, out / "errors.png")
+        pictures.insert(0, ("Best errors of finished runs", out / "errors.png"))
+    return pictures
+
+
+def page(runs, logs, pictures):
+    """The page, pictures inlined."""
+    states = defaultdict(int)
+    for run in runs:
+        states[run.state] += 1
+    counts = ", ".join(f"{n} {state}" for state, n in states.items())
+    common = {
+        name: value
+        for name, value in sorted(runs[0].settings.items())
+        if all(run.settings.get(name) == value for run in runs)
+    }
+    shared = ", ".join(f"{name} {cell(value)}" for name, value in common.items())
+    parts = [f"<h1>{html.escape(str(logs))}</h1><p>{len(runs)} runs: {counts}.</p>"]
+    for title, path in pictures:
+        encoded = base64.b64encode(path.read_bytes()).decode()
+        alt = html.escape(title)
+        parts.append(f'<h2>{alt}</h2><img alt="{alt}" src="data:image/png;base64,{encoded}">')
+    parts += ["<h2>Networks and initialisations</h2>", html_table(*group_table(runs))]
+    parts += ["<h2>Runs</h2>", html_table(*table(runs))]
+    parts += [
+        "<h2>What all runs have in common</h2>",
+        f"<p><code>{html.escape(shared) or 'nothing'}</code></p>",
+    ]
+    parts.append(
+        "<p>Errors are in pixels, on recordings not trained on; diamonds and the column published are the "
+        "medians of the published figure, read off to 0.3 pixels.</p>"
+    )
+    parts.append(f"<p>{time.strftime('%Y-%m-%d %H:%M %Z')}</p>")
+    return f"<!doctype html><meta charset=utf-8><title>Runs</title><style>{STYLE}</style>" + "\n".join(parts)
+
+

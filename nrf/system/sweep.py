@@ -1,0 +1,208 @@
+"""Every line of a config file as one run, here or as a SLURM array:  ./sweep.sh CONFIG DATA LOGS [flags].
+
+    ./sweep.sh config_snn.txt DATA LOGS --seeds 0-4 --jobs 4
+    sbatch --array=1-16 --time=24:00:00 sweep.sh config_snn.txt DATA LOGS --seed 1
+
+One line = one run = one folder LOGS/CONFIG-LINE-seedSEED: what learn_shapes.py leaves, its output in
+run.log, and finished.json once it has ended well.  A finished line is passed over, an interrupted one
+continues.  Further flags go to learn_shapes.py, behind the line's own.  Lines are counted without blank
+ones and comments; array task i takes the i-th run, all lines of the first seed first.  SIGUSR1, SIGTERM and
+Ctrl-C let each running batch end and save; within SLURM the job is then requeued, unless it was cancelled
+or the signal was Ctrl-C.
+Exit code: 0 every run finished, 1 not every one, 2 wrong usage, 128 + n stopped by signal n.
+"""
+
+import fcntl
+import functools
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nrf.system import slurm
+from nrf.system.files import write_whole
+from nrf.system.processes import follow_parent
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+FINISHED = "finished.json"
+POLL_S = 0.1
+QUIET = "--enable_progress_bar=false"  # before a line's words, which may turn it on
+
+
+class Run(NamedTuple):
+    name: str  # of its folder: config file, line and seed
+    folder: Path
+    words: list  # of the line and of the command line, as they go to learn_shapes.py
+    problem: str | None  # of a line that cannot be read
+
+
+class Job(NamedTuple):
+    run: Run
+    process: Any  # subprocess.Popen
+    lock: int  # file descriptor; also the process holds it
+    started: float
+
+
+def gpus():
+    """What CUDA_VISIBLE_DEVICES may name, one each."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [str(i) for i, line in enumerate(listing.splitlines()) if line.startswith("GPU")]
+
+
+def environment(slot, jobs):
+    """Of the run in a slot: with several at once each has its GPU, and its share of the processor's cores."""
+    if jobs == 1:
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    variables = {"OMP_NUM_THREADS": str(max(cores // jobs, 1))} | dict(os.environ)
+    found = gpus()
+    if found:
+        variables["CUDA_VISIBLE_DEVICES"] = found[slot % len(found)]
+    return variables
+
+
+def last_line(path):
+    """The last line of a log that says something."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 4096, 0))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else "it said nothing"
+
+
+class Sweep:
+    """Runs at most `jobs` at once; `bad`: how many did not end well, `stopped`: how many a signal ended.
+
+    on_signal() is called once, as soon as a signal has been passed on.
+    """
+
+    def __init__(self, runs, data, jobs, command, on_signal):
+        self.waiting, self.data, self.jobs = list(runs), data, jobs
+        self.command, self.on_signal = command, on_signal
+        self.running = {}  # slot: Job
+        self.received, self.passed_on, self.bad, self.stopped = None, None, 0, 0
+
+    def receive(self, number, frame):
+        self.received = self.received or number
+
+    def go(self):
+        for number in SIGNALS:
+            signal.signal(number, self.receive)
+        while self.running or (self.waiting and not self.received):
+            free = [slot for slot in range(self.jobs) if slot not in self.running]
+            if free and self.waiting and not self.received:
+                self.start(free[0], self.waiting.pop(0))
+            else:
+                time.sleep(POLL_S)
+            for slot, job in list(self.running.items()):
+                if job.process.poll() is not None:
+                    self.end(self.running.pop(slot))
+            if self.received and not self.passed_on:
+                self.pass_on()
+
+    def pass_on(self):
+        # srun would kill its tasks on SIGTERM, and wait for a second one on SIGINT
+        self.passed_on = signal.SIGUSR1 if slurm.srun() else self.received
+        for job in self.running.values():
+            print(f"{job.run.name}: {signal.Signals(self.received).name} passed on", flush=True)
+            job.process.send_signal(self.passed_on)
+        self.on_signal()
+
+    def start(self, slot, run):
+        reason, lock = run.problem, None
+        try:
+            reason = reason or self.check(run)
+            if reason is None:
+                run.folder.mkdir(parents=True, exist_ok=True)
+                lock = os.open(run.folder / ".lock", os.O_CREAT | os.O_RDWR)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                reason = self.check(run)  # it may have finished meanwhile
+        except BlockingIOError:
+            reason = "another process runs it"
+        except OSError as error:
+            reason = f"{error.strerror}: {error.filename or run.folder}"
+        if reason is not None:
+            if lock is not None:
+                os.close(lock)
+            self.bad += reason != "finished before"
+            print(
+                f"{run.name}: {reason}",
+                file=sys.stderr if reason != "finished before" else sys.stdout,
+                flush=True,
+            )
+            return
+        print(f"{run.name}: running; its output is in {run.folder / 'run.log'}", flush=True)
+        words = self.command(run, self.data)
+        with (run.folder / "run.log").open("a") as log:
+            print(f"$ {shlex.join(words)}", file=log, flush=True)
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(slot, self.jobs),
+                pass_fds=[lock],  # held for as long as the run lives, even if this process is killed
+                start_new_session=True,  # Ctrl-C comes from here, once
+                preexec_fn=functools.partial(follow_parent, signal.SIGTERM),
+            )
+        self.running[slot] = Job(run, process, lock, time.monotonic())
+
+    def check(self, run):
+        """Why a run need not, or must not, start; None if it shall."""
+        marker = run.folder / FINISHED
+        if not marker.exists():
+            return None
+        try:
+            kept = json.loads(marker.read_text())
+            before, data = kept["flags"], kept["data"]
+        except (ValueError, KeyError, TypeError):
+            return f"{marker} is damaged: delete it, and the run is looked at again"
+        if before != run.words or data != self.data:
+            other = shlex.join([data, *before])
+            return f"finished before with other words ({other}): take another LOGS, or delete {run.folder}"
+        return "finished before"
+
+    def end(self, job):
+        code, spent = job.process.returncode, time.monotonic() - job.started
+        try:
+            said = last_line(job.run.folder / "run.log")
+            if code == 0:
+                write_marker(job.run, self.data, spent)
+                print(f"{job.run.name}: finished in {spent:.0f} s; {said}", flush=True)
+        except OSError as error:
+            code, said = 1, f"{error.strerror}: {error.filename}"
+        os.close(job.lock)
+        if code == 0:
+            return
+        if code == 128 + signal.SIGTERM and slurm.srun():
+            self.received = self.received or signal.SIGTERM  # preemption with a grace time tells tasks only
+        ours = {self.received, self.passed_on} - {None}
+        if code in {-n for n in ours} | {128 + n for n in ours}:
+            self.stopped += 1
+            print(f"{job.run.name}: stopped after {spent:.0f} s", flush=True)
+            return
+        self.bad += 1
+        ended = f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
+        print(f"{job.run.name}: failed ({ended}): {said}", file=sys.stderr, flush=True)
+
+
+def write_marker(run, data, seconds):
+    """finished.json, whole or not at all: the words of the run, and how long its last part took."""
+    content = {
+        "data": data,
+        "flags": run.words,
+        "seconds": round(seconds, 1),
+        "at": time.strftime("%F %T %z"),
+    }
+    write_whole(run.folder / FINISHED, (json.dumps(content, indent=1) + "\n").encode())
+
+

@@ -1,0 +1,204 @@
+"""Around the training loop: what the published program leaves behind, and stopping without losing
+anything."""
+
+import functools
+import logging
+import math
+import re
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from nrf.pictures.plots import kernel_grid, prediction_panel
+from nrf.system.archive import save_whole
+from nrf.system.files import locked, write_whole
+from nrf.training.persistence import TrainingError
+
+PICTURE_EVERY = 1000  # optimiser steps between pictures, kernels and time constants, as published
+DRAWING_FAILS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError)
+DRAWING_FAILS += (OSError, RuntimeError, TypeError, ValueError)
+
+
+class Drawing(Callback):
+    """Pictures that cannot be drawn never stop a run: the first failure is told, with its cause."""
+
+    complained = False
+
+    def picture(self, trainer, tag, step, draw, *arrays):
+        """Log what draw(*arrays) returns, uint8 (H, W, 3)."""
+        try:
+            trainer.logger.experiment.add_image(tag, draw(*arrays), step, dataformats="HWC")
+        except DRAWING_FAILS as error:
+            if not self.complained:
+                print(f"no picture {tag} at step {step}: {error!r}", file=sys.stderr)
+            self.complained = True
+
+
+class Published(Drawing):
+    """What the published program leaves behind: a CSV line per validation, and every `PICTURE_EVERY` steps
+    kernels and time constants as files, pictures and histograms."""
+
+    def __init__(self, log_root, name, data_root):
+        self.log_root, self.name = Path(log_root), name
+        self.csv = self.log_root / f"{name}_{Path(data_root).name}.csv"
+        self.best_error_px = math.inf
+        self.error_px = None  # of the last validation, until training goes on: a checkpoint's own error
+
+    def state_dict(self):
+        return {"best_error_px": self.best_error_px, "error_px": self.error_px}
+
+    def load_state_dict(self, state):
+        self.best_error_px = state["best_error_px"]
+
+    def on_validation_end(self, trainer, model):
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            self.error_px = trainer.callback_metrics["val/error_px"].item()
+            self.best_error_px = min(self.best_error_px, self.error_px)
+            norm = trainer.callback_metrics["val/norm"].item()
+            self._write_csv(f"{trainer.global_step},{norm:.10f},{trainer.logger.version}\n")
+
+    def _write_csv(self, line="", keep=lambda line: True):
+        """Rewrites the CSV, which other runs write too, with the lines to keep and a new one."""
+        with locked(self.csv):
+            lines = self.csv.read_text().splitlines(keepends=True) if self.csv.exists() else []
+            kept = [old for old in lines if keep(old)]
+            if line or kept != lines:
+                write_whole(self.csv, "".join([*kept, line]).encode())
+
+    def on_train_start(self, trainer, model):
+        """What a killed run logged behind the checkpoint that it goes on from is logged anew."""
+        step, version = trainer.global_step, str(trainer.logger.version)
+        if trainer.is_global_zero and trainer.logger.goes_on:
+            ours = re.compile(rf"(\d+),[^,]*,{version}\n").fullmatch
+            self._write_csv(keep=lambda line: not (match := ours(line)) or int(match[1]) <= step)
+
+    def on_save_checkpoint(self, trainer, model, checkpoint):
+        if trainer.is_global_zero:  # a checkpoint's logs are on the disk before it is
+            trainer.logger.experiment.flush()
+
+    def on_train_batch_start(self, trainer, model, batch, batch_idx):
+        step, self.error_px = trainer.global_step, None
+        if step % PICTURE_EVERY or not trainer.is_global_zero:
+            return
+        # channels that share weights share copies and pictures
+        saved = functools.cache(lambda convolution: convolution.weight.detach().cpu())
+        drawn = functools.cache(lambda weight: kernel_grid(weight.flatten(0, 1).numpy()))
+        kernels = [
+            (saved(layer.spatial.spatial), f"channel/{i}/{l}")
+            for i, channel in enumerate(model.net.channels)
+            for l, layer in enumerate(channel.spatiotemporal)
+        ] + [(saved(model.net.classifier[0]), "classifier")]
+        taus = {}
+        if model.config.net != "ann":
+            taus = {
+                l: [
+                    channel.spatiotemporal[l].temporal.tau_mem_inv.detach().cpu()
+                    for channel in model.net.channels
+                ]
+                for l in range(len(model.net.channels[0].spatiotemporal))
+            }
+        prefix = f"v{trainer.logger.version}_{self.name}"
+        save_whole(self.log_root / f"{prefix}_kernels_{step}.dat", kernels)
+        save_whole(self.log_root / f"{prefix}_taus_{step}.dat", taus)
+        for layer, rates in taus.items():
+            trainer.logger.experiment.add_histogram(f"taus/block/{layer}", torch.stack(rates), step)
+        for weight, name in kernels:
+            self.picture(trainer, f"kernel/{name}", step, drawn, weight)
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        if "panel" in outputs and trainer.is_global_zero:
+            arrays = (image.float().cpu().numpy() for image in outputs["panel"])
+            self.picture(trainer, "image/prediction", trainer.global_step - 1, prediction_panel, *arrays)
+
+
+class Stop(Callback):
+    """Ctrl-C, SIGTERM and SIGUSR1 let the batch end and save `last.ckpt`; a second Ctrl-C stops at once.
+
+    With several processes a signal to one of them stops all, behind the same batch.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self):
+        self.received, self.saved, self.previous = None, False, {}
+
+    def setup(self, trainer, model, stage):
+        self._listen()
+
+    def on_sanity_check_start(self, trainer, model):
+        self._listen()  # once more: Lightning has set its own
+
+    def on_train_start(self, trainer, model):
+        self._listen()  # and a sanity check is not always made
+
+    def _listen(self):
+        for number in self.SIGNALS:
+            previous = signal.signal(number, self._receive)
+            self.previous.setdefault(number, previous)
+
+    def teardown(self, trainer, model, stage):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, frame):
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = self.received or number
+
+    def _agree(self, trainer):
+        if trainer.world_size > 1:
+            received = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
+            self.received = int(trainer.strategy.reduce(received, reduce_op="max")) or None
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        self._agree(trainer)
+        if self.received and not trainer.is_last_batch:  # the end of an epoch saves itself
+            if trainer.checkpoint_callback:
+                trainer.save_checkpoint(Path(trainer.checkpoint_callback.dirpath) / "last.ckpt")
+            self.saved = True
+
+    def on_train_batch_start(self, trainer, model, batch, batch_idx):
+        if self.saved:  # only now has the step that was saved been logged
+            raise Stopped(self.received)
+
+    def on_train_epoch_start(self, trainer, model):
+        self._agree(trainer)
+        if self.received:
+            raise Stopped(self.received)
+
+
+def quiet():
+    """Keep from the user what Lightning tells its developers, and its advertisements."""
+    warnings.filterwarnings("ignore", ".*(LeafSpec|`srun` command)")
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    logger.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
+
+
+class Stopped(Exception):
+    """A signal asked for the end; its number is the argument."""
+
+
+def explain(error, arguments):
+    """The line for the user that an error in training deserves, None for one that is the program's own."""
+    text = str(error).strip()
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        flags = ", ".join(f"--{name} {arguments[name]}" for name in ("batch_size", "timesteps", "precision"))
+        return (
+            f"out of memory with {flags} ({text.splitlines()[0].split('. ')[0]}); try a smaller --batch_size "
+            "with --accumulate_grad_batches, --precision bf16-mixed, smaller --timesteps, or another device"
+        )
+    if "loading state_dict" in text:
+        return f"--ckpt_path {arguments['ckpt_path']}: its weights do not fit these settings; want their own"
+    if "returned nan values" in text:  # --detect_anomaly, behind the trace of the operation
+        return f"{text.splitlines()[0]} The operation is in the trace above; try a smaller --lr"
+    if "DataLoader worker" in text:
+        return f"{text.splitlines()[0]} It reads data; was memory short? Try fewer --num_workers"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; earlier checkpoints are as they were"
+    known = OSError, TrainingError, ValueError, MisconfigurationException
+    return text if isinstance(error, known) else None

@@ -1,0 +1,71 @@
+"""Trained networks out of checkpoint files, on the device asked for."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from nrf.training.module import ShapesModel
+from nrf.training.persistence import TO_PREDICT, WANTED, CheckpointError, read_checkpoint
+
+
+class Trained(NamedTuple):
+    path: Path
+    model: ShapesModel  # in evaluation mode
+    settings: dict  # fields of Config
+    error_px: Any  # val/error_px of these very weights, None if they were not validated
+
+
+def load_trained(path, device="cpu"):
+    """The network of a checkpoint, ready to predict on `device`."""
+    content = read_checkpoint(path, TO_PREDICT)
+    settings = content["hyper_parameters"]
+    try:
+        model = ShapesModel(**settings)
+        model.load_state_dict(content["state_dict"])
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path}: its settings and weights do not fit this version: {reason}"
+        ) from error
+    published = content.get("callbacks", {}).get("Published", {})
+    return Trained(Path(path), model.to(device).eval(), settings, published.get("error_px"))
+
+
+def pick_device(name):
+    """The torch device of this name. ValueError if it cannot be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; want auto, cpu or cuda") from None
+    return torch.device(name)
+
+
+def find_checkpoints(paths):
+    """The checkpoints that the paths name: files as they are, and of a folder the best one of each run in it.
+
+    The best has the smallest val/norm, as the run's `last.ckpt` states; without one, the newest file is
+    taken. CheckpointError for a path that is not there or a folder without checkpoints.
+    """
+    found = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        folders = sorted({file.parent for file in path.rglob("*.ckpt")})
+        if not folders:
+            raise CheckpointError(f"{path}: no .ckpt file in this folder; {WANTED}")
+        found += [_best(folder) for folder in folders]
+    return found
+
+
+def _best(folder):
+    if (folder / "last.ckpt").is_file():
+        for name, state in read_checkpoint(folder / "last.ckpt", TO_PREDICT).get("callbacks", {}).items():
+            if name.startswith("ModelCheckpoint") and state.get("best_model_path"):
+                best = folder / Path(state["best_model_path"]).name  # the folder may have been moved
+                if best.is_file():
+                    return best
+    return max(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)

@@ -1,0 +1,85 @@
+"""One training run, from settings to its last checkpoint."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from nrf.config import Config, run_name
+from nrf.data.dataset import ShapeDataset, loader
+from nrf.training.board import Board, Record
+from nrf.training.callbacks import Published, Stop, quiet
+from nrf.training.module import ShapesModel
+from nrf.training.persistence import (
+    RunLogger,
+    batches_served,
+    read_checkpoint,
+    where_to_go_on,
+)
+from nrf.training.trainer import build_trainer, first_decides
+
+WINDOW = ("timesteps", "network_delay", "stack_frames", "sum_frames", "dataset_filter", "resolution")
+
+
+def open_data(data_root, settings):
+    """The train and val recordings of these settings, and the settings completed from them."""
+    window = {name: settings[name] for name in WINDOW if name in settings}
+    data = {split: ShapeDataset(data_root, split=split, **window) for split in ("train", "val")}
+    found = {"resolution": list(data["train"].resolution), "n_classes": data["train"].n_classes}
+    if settings.get("n_classes", found["n_classes"]) != found["n_classes"]:
+        raise ValueError(f"--n_classes: the recordings in {data_root} have {found['n_classes']} shapes")
+    return data, found | settings
+
+
+def train(arguments):
+    """Train what the command line asks for, say where it ended, and return Lightning's trainer."""
+    quiet()
+    own = {"data_root", "log_root", "ckpt_path", "config"}
+    fields = {setting.name for setting in dataclasses.fields(Config)}
+    settings = {k: v for k, v in arguments.items() if k in fields and v is not None}
+    Config(**settings)  # a bad value is told before anything is read
+    data, settings = open_data(arguments["data_root"], settings)
+    model_settings = dataclasses.asdict(Config(**settings))
+    pl.seed_everything(settings["seed"], workers=True, verbose=False)
+    model = ShapesModel(**model_settings)
+    if model.config.compile:
+        model.net.compile_normalisation()
+
+    name = run_name(model.config, arguments["data_root"])
+    flags = {k: v for k, v in arguments.items() if k not in own | fields}
+    logger = RunLogger(arguments["log_root"], name, reuse=arguments["ckpt_path"] == "last")
+    published = Published(arguments["log_root"], name, arguments["data_root"])
+    callbacks = [published, Board(), Record(arguments["data_root"]), Stop(), LearningRateMonitor()]
+    trainer = build_trainer(flags, logger, callbacks)
+    several = {"rank": trainer.global_rank, "n_processes": trainer.world_size}
+    size, workers, seed = (settings[name] for name in ("batch_size", "num_workers", "seed"))
+    loaders = {
+        split: loader(dataset, size, split == "train", workers, seed, **several)
+        for split, dataset in data.items()
+    }
+    run_folder = Path(arguments["log_root"]) / name
+    checkpoint, version = first_decides(
+        trainer, lambda: where_to_go_on(arguments["ckpt_path"], run_folder, model_settings)
+    )
+    if checkpoint:
+        before = read_checkpoint(checkpoint)
+        if version is not None:
+            logger.go_on(version, before["global_step"])
+        skip = batches_served(before) * size * trainer.world_size
+        loaders["train"].batch_sampler.sampler.skip = skip
+    with contextlib.closing(logger):
+        trainer.fit(model, loaders["train"], loaders["val"], ckpt_path=checkpoint, weights_only=True)
+    rank_zero_only(summarise)(trainer, arguments["log_root"])
+    return trainer
+
+
+def summarise(trainer, log_root):
+    published = next(c for c in trainer.callbacks if isinstance(c, Published))
+    best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+    print(
+        f"best error {published.best_error_px:.2f} px after {trainer.current_epoch} epochs; "
+        f"checkpoint: {best or 'none'}; look: tensorboard --logdir {log_root}"
+    )

@@ -1,0 +1,93 @@
+"""Convolution over frequencies against torch's own."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nrf.fast import convolution
+from nrf.fast.convolution import Transform, convolve, multiplications, spectral_is_faster
+
+SHAPES = {  # frames, weights
+    "odd field, even circle": ((3, 4, 11, 13), (5, 4, 7, 7)),
+    "even field, odd circle": ((2, 3, 8, 10), (3, 3, 7, 7)),
+    "small kernel": ((2, 3, 9, 6), (4, 3, 3, 3)),
+    "field smaller than the kernel": ((2, 2, 4, 3), (3, 2, 9, 9)),
+    "one tap": ((2, 2, 5, 5), (2, 2, 1, 1)),
+    "one channel each way": ((1, 1, 16, 5), (1, 1, 5, 5)),
+    "more frames than a chunk": ((7, 2, 6, 7), (3, 2, 5, 5)),
+}
+
+
+def draw(frames, weights, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in (frames, weights)]
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("tile", [3, 5, 100])  # many, some, one
+def test_values_and_gradients_are_those_of_torch(project, monkeypatch, shapes, layout, tile):
+    monkeypatch.setitem(convolution.CHUNK, "cpu", 3)
+    monkeypatch.setattr(convolution, "TILE", tile)
+    Transform.cache_clear()
+    frames, weight = (
+        value.contiguous(memory_format=layout).requires_grad_() for value in draw(*SHAPES[shapes])
+    )
+    actual = convolve(frames, weight, "spectral")
+    wanted = F.conv2d(frames, weight, padding="same")
+    assert project.error(actual, wanted) < 1e-13
+    probe = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for got, gradient in zip(
+        torch.autograd.grad(actual, (frames, weight), probe),
+        torch.autograd.grad(wanted, (frames, weight), probe),
+        strict=True,
+    ):
+        assert project.error(got, gradient) < 1e-13
+
+
+def test_single_precision_is_as_exact_as_torchs(project):
+    """Both against float64, on the second layer's kernel and field with fewer channels."""
+    frames, weight = draw((4, 16, 75, 75), (16, 16, 7, 7))
+    exact = F.conv2d(frames, weight, padding="same")
+    error = {
+        method: project.error(convolve(frames.float(), weight.float(), method), exact)
+        for method in ("direct", "spectral")
+    }
+    assert error["spectral"] < 2e-6 and error["spectral"] < 4 * error["direct"]
+
+
+def test_only_what_needs_a_gradient_gets_one(project):
+    frames, weight = draw((3, 4, 8, 8), (5, 4, 5, 5))
+    for leaf in (frames, weight):
+        leaf.requires_grad_()
+        out = convolve(frames, weight, "spectral")
+        wanted = torch.autograd.grad(F.conv2d(frames, weight, padding="same").sum(), leaf)[0]
+        assert project.error(torch.autograd.grad(out.sum(), leaf)[0], wanted) < 1e-13
+        leaf.requires_grad_(False)
+
+
+def test_auto_takes_frequencies_for_the_papers_second_layer_only():
+    def faster(frames, weights):
+        return spectral_is_faster(torch.empty(frames, device="cpu").expand(frames), torch.empty(weights))
+
+    assert faster((40, 144, 75, 75), (144, 144, 7, 7))
+    assert not faster((40, 2, 150, 150), (144, 2, 9, 9))
+    assert not faster((40, 144, 37, 37), (3, 144, 5, 5))
+    assert not faster((1, 4, 12, 12), (4, 4, 7, 7))
+    meta = torch.empty((40, 144, 75, 75), device="meta"), torch.empty((144, 144, 7, 7), device="meta")
+    assert not spectral_is_faster(*meta)  # only on a CPU
+    direct, spectral = multiplications((160, 144, 75, 75), (144, 144, 7, 7))
+    assert direct == 160 * 75**2 * 49 * 144**2 and spectral < direct / 8
+
+
+def test_autocast_leaves_frequencies_in_single_precision():
+    frames, weight = draw((2, 4, 16, 16), (4, 4, 7, 7), torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = convolve(frames, weight, "spectral")
+        assert convolve(frames, weight, "direct").dtype == torch.bfloat16
+    assert torch.equal(actual, convolve(frames, weight, "spectral"))
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="convolution 'fft': want one of auto, direct, spectral"):
+        convolve(*draw((1, 1, 4, 4), (1, 1, 3, 3)), "fft")

@@ -1,0 +1,217 @@
+"""Reports of logs that are written here by hand: what is read, which state it is in, and the page."""
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+
+import chromium
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from nrf.config import Config
+from nrf.results import report
+from nrf.results.report import (
+    SILENT_S,
+    differing,
+    find_runs,
+    group_table,
+    groups_of,
+    process_lives,
+    read_run,
+    read_scalars,
+    table,
+)
+
+
+def log(folder, errors_px, data="spatial", state="finished", host=None, pid=None, times=None, **settings):
+    """A run as learn_shapes.py leaves it; state None: without run.json."""
+    folder.mkdir(parents=True)
+    config = dataclasses.asdict(Config(**settings))
+    (folder / "hparams.yaml").write_text(yaml.safe_dump(config | {"resolution": [300, 300]}))
+    writer = SummaryWriter(folder)
+    for epoch, error_px in enumerate(errors_px):
+        wall = (times or [1000.0 + 10 * e for e in range(len(errors_px))])[epoch]
+        writer.add_scalar("val/error_px", error_px, 100 * (epoch + 1), wall)
+        writer.add_scalar("epoch", epoch, 100 * (epoch + 1), wall)
+    writer.close()
+    if state:
+        record = {"state": state, "data": f"/somewhere/{data}", "pid": pid or os.getpid()}
+        record["host"] = host or platform.node()
+        (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def ended_process():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_run_is_read(tmp_path):
+    folder = log(tmp_path / "a" / "version_0", [30.0, 2.5, 4.0], net="li", seed=3)
+    run = read_run(folder, tmp_path)
+    assert (run.name, run.data, run.state) == ("a/version_0", "spatial", "finished")
+    assert run.epochs == [1, 2, 3] and run.errors_px == [30.0, 2.5, 4.0] and run.best_px == 2.5
+    assert run.group == ("LI", "rf") and run.settings["seed"] == 3
+
+
+def test_seconds_leave_pauses_out_and_what_was_logged_anew_counts(tmp_path):
+    folder = log(tmp_path / "a", [9.0, 8.0], times=[1000.0, 1030.0])
+    for path in folder.glob("events*"):  # files are read in the order of their names, which count seconds
+        path.rename(path.with_name("events.out.tfevents.1"))
+    writer = SummaryWriter(folder, filename_suffix=".second")  # a day later, from step 100 on
+    for step, error_px, wall in ((200, 7.0, 90000.0), (300, 6.0, 90012.0)):
+        writer.add_scalar("val/error_px", error_px, step, wall)
+    writer.close()
+    for path in folder.glob("events*"):  # the writer's own first entry has the time of now
+        raw = [e for e in EventFileLoader(str(path)).Load() if e.HasField("summary")]
+        assert len(raw) in (2, 4)
+    run = read_run(folder, tmp_path)
+    assert run.errors_px == [9.0, 7.0, 6.0] and run.seconds == pytest.approx(42)
+
+
+def test_scalars_are_those_that_tensorboard_reads(tmp_path):
+    """Also behind pictures, of a run that went on from an earlier step, and without the end of the file."""
+    for first, suffix in ((1, ".first"), (3, ".second")):
+        writer = SummaryWriter(tmp_path, purge_step=first, filename_suffix=suffix)
+        for step in range(first, first + 4):
+            writer.add_image("kernels", torch.rand(3, 8, 8), step)
+            writer.add_scalar("a", 10.0 * first + step, step)
+            writer.add_scalar("b", -step, step, new_style=True)
+        writer.close()
+        (path,) = tmp_path.glob(f"*{suffix}")
+        path.rename(path.with_name(f"events.out.tfevents.{first}"))
+    expected = EventAccumulator(str(tmp_path)).Reload()
+    scalars, _ = read_scalars(tmp_path, ("a", "b", "missing"))
+    assert list(scalars["a"].items()) == [(e.step, e.value) for e in expected.Scalars("a")]
+    assert scalars["a"] == {1: 11.0, 2: 12.0, 3: 33.0, 4: 34.0, 5: 35.0, 6: 36.0} and not scalars["missing"]
+    assert scalars["b"] == {step: -step for step in range(1, 7)}
+    path = tmp_path / "events.out.tfevents.3"
+    for damaged in (path.read_bytes()[:-10], path.read_bytes() + bytes(range(40, 80))):
+        path.write_bytes(damaged)
+        assert read_scalars(tmp_path, ("a",))[0]["a"] == scalars["a"]
+    path.write_bytes(damaged[: len(damaged) // 2])
+    assert 3 <= len(read_scalars(tmp_path, ("a",))[0]["a"]) < 6
+
+
+@pytest.mark.parametrize(
+    ("record", "age_s", "wanted"),
+    [
+        ({"state": "finished"}, 0, "finished"),
+        ({"state": "stopped"}, 0, "stopped"),
+        ({"state": "failed"}, 0, "failed"),
+        ({"state": "running", "pid": os.getpid()}, 2 * SILENT_S, "running"),
+        ({"state": "running", "pid": ended_process()}, 0, "crashed"),
+        ({"state": "running", "pid": 1, "host": "elsewhere"}, SILENT_S - 60, "running"),
+        ({"state": "running", "pid": 1, "host": "elsewhere"}, SILENT_S + 60, "crashed"),
+        ({}, SILENT_S - 60, "running"),
+        ({}, SILENT_S + 60, "over"),
+    ],
+)
+def test_states(tmp_path, record, age_s, wanted):
+    (tmp_path / "events.out.tfevents.1").touch()
+    record = {"host": platform.node()} | record if record else record
+    assert report.state_of(tmp_path, record, now=time.time() + age_s) == wanted
+
+
+def test_files_that_vanish_meanwhile_have_no_say(tmp_path, monkeypatch):
+    (tmp_path / "events.out.tfevents.1").touch()
+    monkeypatch.setattr(report.os, "walk", lambda folder: [(folder, [], ["gone", "events.out.tfevents.1"])])
+    assert report.state_of(tmp_path, {}) == "running"
+    monkeypatch.undo()
+    assert report.state_of(tmp_path / "gone", {}) == "over"
+
+
+def test_processes():
+    assert process_lives(os.getpid()) and process_lives(1) and not process_lives(ended_process())
+
+
+@pytest.fixture
+def logs(tmp_path):
+    """Two data sets; of LI with fields on the first, two finished seeds and a crashed one; a run without
+    error yet; a foreign one."""
+    root = tmp_path / "logs"
+    log(root / "a" / "version_0", [9.0, 1.5], seed=0)
+    log(root / "a" / "version_1", [9.0, 2.5], seed=1, lr=1e-3)
+    log(root / "a" / "version_2", [9.0], seed=2, state="running", pid=ended_process())
+    log(root / "b" / "version_0", [20.0, 12.0], data="temporal", net="lif", init_scheme_spatial="uniform")
+    log(root / "c" / "version_0", [], net="ann", stack_frames=8)
+    writer = SummaryWriter(root / "theirs (x)" / "version_5")
+    writer.add_scalar("val/error_px", 3.0, 1)
+    writer.close()
+    return root
+
+
+def test_the_tables(logs):
+    runs = [read_run(folder, logs) for folder in find_runs(logs)]
+    assert len(runs) == 6 and differing(runs[:3]) == ["lr", "seed"]
+    header, rows = table(runs)
+    by_name = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert by_name["a/version_2"]["state"] == "crashed" and by_name["a/version_2"]["best px"] == 9.0
+    assert by_name["c/version_0"]["best px"] is None and by_name["c/version_0"]["network"] == "ReLU-MF"
+    assert (
+        by_name["theirs (x)/version_5"]["state"] == "running"
+        and by_name["theirs (x)/version_5"]["data"] == "x"
+    )
+    assert by_name["a/version_1"]["lr"] == "0.001" and by_name["theirs (x)/version_5"]["lr"] is None
+    assert [row[5] for row in rows if row[3] == "spatial"] == [1.5, 2.5, 9.0, None]
+    _, rows = group_table(runs)
+    assert rows[0] == ["spatial", "LI", "rf", 2, 3, 2.0, pytest.approx(0.5**0.5), 2.0, 1.1]
+    assert rows[1][:6] == ["temporal", "LIF", "uniform-rf", 1, 1, 12.0] and rows[1][-1] is None
+    assert list(groups_of(runs)) == ["spatial", "temporal", "x"]
+
+
+def test_the_command(logs, tmp_path, capsys):
+    out = tmp_path / "report"
+    assert report.main([str(logs), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "| a/version_0 " in printed and "crashed" in printed and f"see {out}/index.html" in printed
+    pictures = {path.name for path in out.glob("*.png")}
+    assert pictures == {"errors.png", "curves-spatial.png", "curves-temporal.png", "curves-x.png"}
+    page = (out / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 and "6 runs: 4 finished, 1 crashed" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # all is in the one file
+    assert "<td>crashed</td>" in page and "theirs (x)" in page
+
+
+def test_boxes_are_of_finished_runs_with_the_published_medians(logs, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(report, "error_boxes", lambda panels, path: seen.update(panels))
+    report.draw([read_run(folder, logs) for folder in find_runs(logs)], tmp_path)
+    assert seen["spatial"] == [("LI", "rf", [1.5, 2.5], 1.1)]
+    assert seen["temporal"] == [("LIF", "uniform-rf", [12.0], None)] and "x" not in seen
+
+
+def test_what_cannot_be_is_one_line(tmp_path, capsys):
+    assert report.main([str(tmp_path)]) == 1
+    assert (
+        capsys.readouterr().err
+        == f"report.py: {tmp_path}: no TensorBoard files under it; want a folder of logs\n"
+    )
+    (tmp_path / "hparams.yaml").write_text("a: !!python/object:torch.device {}")
+    assert report._settings(tmp_path) == {}
+    for foreign in ('{"a": 1}', "[]", "{"):
+        (tmp_path / "run.json").write_text(foreign)
+        assert report._record(tmp_path) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not chromium.find(), reason="needs Chromium: apt-get install chromium")
+def test_the_page_in_a_browser(logs, tmp_path):
+    pytest.importorskip("websocket", reason="needs websocket-client, of requirements-dev.txt")
+    assert report.main([str(logs), "--out", str(tmp_path / "report")]) == 0
+    (tmp_path / "report" / "index.html").rename(tmp_path / "alone.html")
+    with chromium.Chromium() as browser:
+        browser.open(f"file://{tmp_path}/alone.html")
+        drawn = "[...document.images].filter(i => i.complete && i.naturalWidth > 300).length"
+        browser.until(lambda: browser.evaluate(drawn) == 4, "four pictures")
+        assert "crashed" in browser.text() and "6 runs" in browser.text()
