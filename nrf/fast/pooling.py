@@ -113,7 +113,7 @@ def _room_for_slopes(current, K, decay, skips, word):
 def _kernels(tensor):
     """The kernels for this tensor's device."""
     if tensor.device.type == "cuda":
-        import pooling_triton  # needs Triton, which comes with torch where there is a GPU
+        from nrf.fast import pooling_triton  # needs Triton, which comes with torch where there is a GPU
 
         return pooling_triton
     return scan_native

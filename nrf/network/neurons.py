@@ -166,9 +166,9 @@ class _IntegrateAndFire(torch.autograd.Function):
 def _kernels(tensor):
     """The scans for the device and dtype of these voltages."""
     if tensor.device.type == "cuda":
-        import temporal_triton  # needs Triton, which comes with torch where there is a GPU
+        from nrf.fast import scan_triton  # needs Triton, which comes with torch where there is a GPU
 
-        return temporal_triton
+        return scan_triton
     return scan_native if native.is_available(tensor.device, tensor.dtype) else scan_torch
 
 

@@ -20,11 +20,10 @@ from nrf.network import layers, neurons
 from nrf.training.module import ShapesModel
 
 pytest.importorskip("triton", reason="Triton does not come with torch on this platform")
-import pooling_triton  # noqa: E402
-import temporal_triton  # noqa: E402
+from nrf.fast import pooling_triton, scan_triton  # noqa: E402
 
 KERNELS = {
-    temporal_triton: ("_integrate", "_integrate_backward", "_fire", "_fire_backward"),
+    scan_triton: ("_integrate", "_integrate_backward", "_fire", "_fire_backward"),
     pooling_triton: ("_pool", "_pool_backward", "_pool_slopes_backward"),
 }
 
@@ -72,7 +71,7 @@ def gpu(monkeypatch):
         for name in names:
             kernels[name] = Kernel()
             monkeypatch.setattr(module, name, kernels[name])
-    monkeypatch.setattr(neurons, "_kernels", lambda tensor: temporal_triton)
+    monkeypatch.setattr(neurons, "_kernels", lambda tensor: scan_triton)
     monkeypatch.setattr(pooling, "_kernels", lambda tensor: pooling_triton)
     monkeypatch.setattr(layers, "is_one_pass", lambda *_: True)
     monkeypatch.setattr(torch.cuda, "device_of", contextlib.nullcontext)

@@ -9,12 +9,12 @@ import itertools
 import pytest
 
 pytest.importorskip("triton.backends.nvidia", reason="Triton does not come with torch on this platform")
-import pooling_triton  # noqa: E402
-import temporal_triton  # noqa: E402
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+
+from nrf.fast import pooling_triton, scan_triton  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
 SCANS = {"_integrate": 2, "_integrate_backward": 4, "_fire": 2, "_fire_backward": 10}  # loads of cells
@@ -50,17 +50,17 @@ def compiled(module, kernel, types=None, divisible=(), **constants):
 @pytest.mark.parametrize("per_cell", [False, True])
 @pytest.mark.parametrize("kernel", SCANS)
 def test_scans(kernel, per_cell):
-    pointers = [name for name in getattr(temporal_triton, kernel).arg_names if name.endswith("_ptr")]
+    pointers = [name for name in getattr(scan_triton, kernel).arg_names if name.endswith("_ptr")]
     double = dict.fromkeys(pointers, "*fp64")
     for types in ({}, {"n": "i64"}, {"x_ptr": "*bf16"}):
-        assert "fma" not in compiled(temporal_triton, kernel, types, PER_CELL=per_cell)
+        assert "fma" not in compiled(scan_triton, kernel, types, PER_CELL=per_cell)
     for types, ones in ((double, ()), ({}, ONES)):
-        assert compiled(temporal_triton, kernel, types, **dict.fromkeys(ones, 1), PER_CELL=per_cell)
+        assert compiled(scan_triton, kernel, types, **dict.fromkeys(ones, 1), PER_CELL=per_cell)
 
 
 @pytest.mark.parametrize("kernel", SCANS)
 def test_scans_move_16_bytes_at_a_time(kernel):
-    ptx = compiled(temporal_triton, kernel, divisible=("n",), PER_CELL=False)
+    ptx = compiled(scan_triton, kernel, divisible=("n",), PER_CELL=False)
     assert ptx.count("ld.global.v4") == SCANS[kernel]
     assert "st.global.v4" in ptx and ptx.count("st.global") == ptx.count("st.global.v4")
 
