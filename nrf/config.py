@@ -143,5 +143,3 @@ def run_name(config, data_root):
         f"{config.net}_{config.init_scheme_spatial}-{config.init_scheme_temporal}_{config.stack_frames}{summed}"
         f"_s{config.weight_sharing:b}_d{config.dropout:.2f}_n{config.batch_normalization:b}_({Path(data_root).name})"
     )
-
-

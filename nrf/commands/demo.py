@@ -15,6 +15,7 @@ from nrf.data.dataset import ShapeDataset, recordings
 from nrf.pictures.plots import kernel_bank, learning_curves
 from nrf.results.evaluate import CENTRE, run
 from nrf.results.tables import tables
+from nrf.system.files import whole_file
 from nrf.theory.receptive_fields import KERNEL_SIZES, spatial_kernels, spatial_parameters
 from nrf.training.callbacks import Published
 from nrf.training.run import train as train_run
@@ -53,7 +54,8 @@ def main(argv=None):
 
     rows = spatial_parameters(*BANK.values())
     out.mkdir(parents=True, exist_ok=True)
-    kernel_bank(spatial_kernels(rows, KERNEL_SIZES[0]).numpy(), rows.numpy(), out / "kernels.png")
+    with whole_file(out / "kernels.png") as partial:
+        kernel_bank(spatial_kernels(rows, KERNEL_SIZES[0]).numpy(), rows.numpy(), partial)
 
     data_root = out / f"data-{seed}"
     code = generate_data.main([str(RECORDINGS), str(data_root), *RENDERING.split(), "--seed", str(seed)])
@@ -67,9 +69,9 @@ def main(argv=None):
     )
     results = run(parsed)
     errors_px = {result.network: result.errors["all", "all"].mean for result in results}
-    learning_curves(
-        {name: curve for name, (_, curve) in runs.items()}, out / "learning.png", errors_px[CENTRE]
-    )
+    with whole_file(out / "learning.png") as partial:
+        curves = {name: curve for name, (_, curve) in runs.items()}
+        learning_curves(curves, partial, errors_px[CENTRE])
     print("\n" + tables(results, f"{data_root}: errors in pixels on recordings not trained on") + "\n")
 
     best = min(results[: len(runs)], key=lambda result: result.errors["all", "all"].mean)

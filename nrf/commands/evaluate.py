@@ -9,7 +9,6 @@ and true position, averaged over a window's time steps and shapes; quartiles are
 those that a network was trained with.
 """
 
-
 from nrf.commands.parser import CommandLine, finish
 from nrf.results.evaluate import run
 from nrf.results.tables import (

@@ -17,10 +17,8 @@ from tqdm import tqdm
 
 from nrf.commands.parser import CommandLine, finish
 from nrf.results.report import draw, find_runs, group_table, page, read_run, table
-from nrf.results.tables import (
-    markdown_table,
-)
 from nrf.system.files import whole_file
+from nrf.system.markdown import markdown_table
 
 
 def command_line():

@@ -8,7 +8,6 @@ files; those of event cameras (.raw, .dat, .aedat4) are cut into frames of 1 ms 
 field.
 """
 
-
 from nrf.commands.parser import CommandLine, finish
 from nrf.results.track import run
 

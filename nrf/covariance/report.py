@@ -36,8 +36,8 @@ from nrf.covariance.space import (
 from nrf.covariance.time import firing_rows, galilean_rows, joint_rows, linear_rows, speed_rows
 from nrf.pictures.plots import kernel_bank
 from nrf.pictures.theory import commuting_diagram, error_curves
-from nrf.results.tables import markdown_table
 from nrf.system.files import whole_file
+from nrf.system.markdown import markdown_table
 from nrf.theory.affine_gaussian import mapped
 from nrf.theory.receptive_fields import KERNEL_SIZES, spatial_kernels, spatial_parameters
 from nrf.training.module import ShapesModel
@@ -244,7 +244,8 @@ def diagram(path):
         images = [panel.reshape(len(line), -1).numpy() for panel in panels]
         rows[f"{family}, {size} x {size}"] = images, error
     title = "Does the diagram commute? Turned by 40°, 1.5 times larger; derivative of order (1, 1)"
-    commuting_diagram(rows, path, title)
+    with whole_file(path) as partial:
+        commuting_diagram(rows, partial, title)
 
 
 def pictures(parts, out):
@@ -252,7 +253,8 @@ def pictures(parts, out):
     for family in ("exact", "published"):
         rows = spatial_parameters(family=family)
         kernels = spatial_kernels(rows, KERNEL_SIZES[0], family)
-        kernel_bank(kernels.numpy(), rows.numpy(), out / f"bank-{family}.png")
+        with whole_file(out / f"bank-{family}.png") as partial:
+            kernel_bank(kernels.numpy(), rows.numpy(), partial)
     panels = {}
     for order in ("00", "10", "11"):
         rows = picked(parts["discretisations"], order=order)
@@ -260,7 +262,7 @@ def pictures(parts, out):
             name: (DEVIATIONS, column(picked(rows, family=name), "true_error")) for name in DISCRETISATIONS
         }
         panels[f"order ({order[0]}, {order[1]})"] = "deviation in pixels", lines
-    error_curves(panels, out / "discretisations.png", "error of the response", {0.01: "1 %", 0.05: "5 %"})
+    _curves(panels, out / "discretisations.png", "error of the response", {0.01: "1 %", 0.05: "5 %"})
     scalings = [row for row in parts["space"] if row["map"] == "scaling" and row["size"] == "needed"]
     values, panels = sorted({row["value"] for row in scalings}), {}
     for order in ("00", "10", "11"):
@@ -269,7 +271,7 @@ def pictures(parts, out):
             own = picked(scalings, order=order, family=family)
             lines[family] = values, [statistics.median(column(picked(own, value=v))) for v in values]
         panels[f"order ({order[0]}, {order[1]})"] = "scaling of space", lines
-    error_curves(panels, out / "space.png", "covariance error", {0.01: "1 %"})
+    _curves(panels, out / "space.png", "covariance error", {0.01: "1 %"})
     panels = {}
     for neuron, kind in (("leaky integrator", "pieces"), ("cascade of 3", "pieces")):
         rows = picked(parts["time"], neuron=neuron, input=kind)
@@ -278,7 +280,12 @@ def pictures(parts, out):
             for step in dict.fromkeys(column(rows, "step"))
         }
         panels[neuron] = "scaling of time", lines
-    error_curves(panels, out / "time.png", "error against continuous truth", {0.001: "0.1 %"})
+    _curves(panels, out / "time.png", "error against continuous truth", {0.001: "0.1 %"})
+
+
+def _curves(panels, path, *look):
+    with whole_file(path) as partial:
+        error_curves(panels, partial, *look)
 
 
 def measure(trained=None):
@@ -300,5 +307,3 @@ def measure(trained=None):
         parts["kernels"] = kernel_rows(trained.model.net, start.net)
         parts["time constants"] = time_rows(trained.model.net)
     return parts
-
-

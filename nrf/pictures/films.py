@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from nrf.pictures.plots import BLACK, BLUE, GREY, MARGIN, ORANGE, WHITE, font
-from nrf.system.files import whole_file
 
 PURPLE = (150, 20, 110)
 EVENT_COLOURS = np.array([WHITE, ORANGE, BLUE, GREY], np.uint8)  # by off + 2 * on
@@ -37,16 +36,13 @@ def track_gif(path, frames, true_px, predicted_px, heatmaps=None, fps=20, trail=
     check_film(path, fps)
     _check_track(frames, true_px, predicted_px, heatmaps)
     pictures = _pictures(frames, true_px, predicted_px, heatmaps, trail, title)
-    with whole_file(path, ending=Path(path).suffix) as partial:
-        if partial.suffix == ".mp4":
-            with imageio.imopen(partial, "w", plugin="FFMPEG") as film:
-                film.write(list(pictures), fps=fps, macro_block_size=2)
-        else:
-            palette = _palette()
-            images = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in pictures)
-            next(images).save(
-                partial, save_all=True, append_images=images, duration=round(100 / fps) * 10, loop=0
-            )
+    if Path(path).suffix == ".mp4":
+        with imageio.imopen(path, "w", plugin="FFMPEG") as film:
+            film.write(list(pictures), fps=fps, macro_block_size=2)
+    else:
+        palette = _palette()
+        images = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in pictures)
+        next(images).save(path, save_all=True, append_images=images, duration=round(100 / fps) * 10, loop=0)
 
 
 def _pictures(frames, true_px, predicted_px, heatmaps, trail, title):

@@ -1,7 +1,7 @@
 """Arrays in, pictures out: kernels, predictions, learning curves.  `theory.py` and this are the only
 files that import matplotlib.
 
-Pictures to log are uint8 RGB (H, W, 3); pictures to keep are files, written whole or not at all.
+Pictures to log are uint8 RGB (H, W, 3); pictures to keep are written to a path that the caller gives.
 """
 
 import functools
@@ -15,8 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
-
-from nrf.system.files import whole_file
 
 GOLDEN_RATIO = 1.618  # kernels per row over kernels per column, about
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: for all
@@ -53,9 +51,7 @@ def kernel_grid(kernels):
 
 def kernel_bank(kernels, rows, path):
     """The `bank_picture` as a PNG at `path`."""
-    picture = Image.fromarray(bank_picture(kernels, rows))
-    with whole_file(path) as partial:
-        picture.save(partial, "PNG")
+    Image.fromarray(bank_picture(kernels, rows)).save(path, "PNG")
 
 
 def bank_picture(kernels, rows):
@@ -161,8 +157,7 @@ def learning_curves(curves, path, baseline=None, ylabel="error in pixels"):
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
     axes.legend(frameon=False)
-    with whole_file(path) as partial:
-        figure.savefig(partial, format="png")
+    figure.savefig(path, format="png")
 
 
 def error_boxes(panels, path):
@@ -206,8 +201,7 @@ def error_boxes(panels, path):
         handles.append(Line2D([], [], **look, label="published median"))
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    with whole_file(path) as partial:
-        figure.savefig(partial, format="png")
+    figure.savefig(path, format="png")
 
 
 def _box(axes, x, width, errors, colour):

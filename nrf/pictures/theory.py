@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nrf.pictures.plots import CYCLE
-from nrf.system.files import whole_file
 
 COLUMNS = ("f", "Σ * f", "A f", "AΣAᵀ * A f", "A (Σ * f)", "difference")
 UNDER = (
@@ -42,8 +41,7 @@ def commuting_diagram(rows, path, title):
     for axes, symbol, words in zip(grid[0], COLUMNS, UNDER, strict=True):
         axes.set_title(f"{symbol}\n{words}", fontsize=9.5)
     figure.suptitle(title, fontsize=12)
-    with whole_file(path) as partial:
-        figure.savefig(partial, format="png")
+    figure.savefig(path, format="png")
 
 
 def error_curves(panels, path, ylabel="relative error", bars=()):
@@ -77,5 +75,4 @@ def error_curves(panels, path, ylabel="relative error", bars=()):
     for axes in figure.axes:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    with whole_file(path) as partial:
-        figure.savefig(partial, format="png")
+    figure.savefig(path, format="png")

@@ -152,7 +152,8 @@ def write(out, results, data_root, split):
         )
         for (network, initialisation), group in grouped(results).items()
     ]
-    error_boxes({f"{Path(data_root).name}, {split}": boxes}, out / "errors.png")
+    with whole_file(out / "errors.png") as partial:
+        error_boxes({f"{Path(data_root).name}, {split}": boxes}, partial)
 
 
 def run(arguments):
@@ -212,5 +213,3 @@ def _row_writer(writer, checkpoint, data):
         writer.writerow([f"{v:.6f}" if torch.is_tensor(v) else v for v in row])
 
     return write_row
-
-

@@ -34,13 +34,13 @@ from nrf.pictures.plots import error_boxes, learning_curves
 from nrf.results.tables import (
     NETWORKS,
     PUBLISHED_PX,
-    cell,
-    html_table,
     initialisation_name,
     mean_and_deviation,
     network_name,
     published_set,
 )
+from nrf.system.files import whole_file
+from nrf.system.markdown import cell, html_table
 from nrf.training.board import RECORD
 
 SILENT_S = 1800.0  # a run elsewhere that wrote nothing for so long has crashed
@@ -268,11 +268,13 @@ def draw(runs, out):
         panels[data or "runs"] = [box for box in boxes if box[2]]
         path = out / f"curves-{data or 'runs'}.png"
         curves = {" ".join(g): [(run.epochs, run.errors_px) for run in runs] for g, runs in groups.items()}
-        learning_curves(curves, path)
+        with whole_file(path) as partial:
+            learning_curves(curves, partial)
         pictures.append((f"Learning curves, {data or 'runs'}", path))
     panels = {data: boxes for data, boxes in panels.items() if boxes}
     if panels:
-        error_boxes(panels, out / "errors.png")
+        with whole_file(out / "errors.png") as partial:
+            error_boxes(panels, partial)
         pictures.insert(0, ("Best errors of finished runs", out / "errors.png"))
     return pictures
 
@@ -306,5 +308,3 @@ def page(runs, logs, pictures):
     )
     parts.append(f"<p>{time.strftime('%Y-%m-%d %H:%M %Z')}</p>")
     return f"<!doctype html><meta charset=utf-8><title>Runs</title><style>{STYLE}</style>" + "\n".join(parts)
-
-

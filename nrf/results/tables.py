@@ -4,12 +4,13 @@ Source of the names and medians: the paper's figure of errors (spatial scaling, 
 """
 
 import dataclasses
-import html
 import math
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
+
+from nrf.system.markdown import markdown_table
 
 RESOLUTION = 1e-3  # of quantiles, relative
 SMALLEST_PX = 1e-9  # smaller errors count as this one, in quantiles
@@ -129,33 +130,6 @@ class Result:
 def mean_and_deviation(values):
     """Mean and standard deviation (n - 1) of some numbers; the deviation of a single one is NaN."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-
-
-def cell(value, digits=2):
-    """A table's cell: floats to `digits`, nothing for None and NaN."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
-def markdown_table(header, rows):
-    """A Markdown table, its columns aligned; cells as `cell` writes them."""
-    lines = [[cell(value).replace("|", "\\|") for value in line] for line in (header, *rows)]
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
-
-
-def html_table(header, rows):
-    """The same table in HTML."""
-    head, *body = (
-        "<tr>" + "".join(f"<{tag}>{html.escape(cell(value))}</{tag}>" for value in line) + "</tr>"
-        for tag, line in (("th", header), *(("td", row) for row in rows))
-    )
-    return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
 
 
 def grouped(results):

@@ -23,6 +23,7 @@ from nrf.data.dataset import stacked
 from nrf.network.coordinates import unit_to_pixel
 from nrf.pictures.films import check_film, terminal_picture, track_gif
 from nrf.results.tables import initialisation_name, network_name
+from nrf.system.files import whole_file
 from nrf.training.checkpoints import load_trained, pick_device
 
 
@@ -162,8 +163,8 @@ def run(arguments):
     if out:
         title = f"{name}: {Path(arguments.recording).name}"
         frames = np.stack([frame.numpy() for frame in frames_of(recording)])
-        track_gif(out, frames, labels_px, track.predicted_px, track.heatmaps, arguments.fps, title=title)
+        film = frames, labels_px, track.predicted_px, track.heatmaps, arguments.fps
+        with whole_file(out, ending=Path(out).suffix) as partial:
+            track_gif(partial, *film, title=title)
         print(f"see {out}")
     return track
-
-

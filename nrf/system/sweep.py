@@ -204,5 +204,3 @@ def write_marker(run, data, seconds):
         "at": time.strftime("%F %T %z"),
     }
     write_whole(run.folder / FINISHED, (json.dumps(content, indent=1) + "\n").encode())
-
-

@@ -188,5 +188,3 @@ class ShapesModel(pl.LightningModule):
 
     def configure_optimizers(self):
         return optimizers(self.named_parameters(), self.config)
-
-

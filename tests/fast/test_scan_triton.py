@@ -137,6 +137,4 @@ def test_through_autograd_they_are_norse(kernels, monkeypatch, neuron):
 def test_bfloat16_current_is_integrated_in_float32(kernels):
     current, decay, v0, *_ = inputs("one", torch.float32)
     current = current.bfloat16()
-    assert_close(
-        [kernels.integrate(current, decay, v0)], [scan_torch.integrate(current.float(), decay, v0)]
-    )
+    assert_close([kernels.integrate(current, decay, v0)], [scan_torch.integrate(current.float(), decay, v0)])

@@ -12,14 +12,13 @@ from nrf.results.tables import (
     Result,
     Spread,
     differences,
-    html_table,
     initialisation_name,
-    markdown_table,
     mean_and_deviation,
     network_name,
     published_set,
     tables,
 )
+from nrf.system.markdown import html_table, markdown_table
 
 ERRORS = st.lists(st.floats(1e-6, 1e4), min_size=1, max_size=40)
 
