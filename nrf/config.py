@@ -40,7 +40,7 @@ def decisive(settings):
 
 @dataclass(frozen=True)
 class Config:
-    """One run. ValueError, naming the field and what was wanted, for a value that no run can have."""
+    """One run. ValueError, naming the field and what was expected, for a value that no run can have."""
 
     # data
     timesteps: int = option(
@@ -120,16 +120,18 @@ class Config:
         for name, choices in ((f.name, f.metadata["choices"]) for f in dataclasses.fields(self)):
             if choices and getattr(self, name) not in choices:
                 raise ValueError(
-                    f"{name} {getattr(self, name)!r}: want one of {', '.join(map(str, choices))}"
+                    f"{name} {getattr(self, name)!r}: expected one of {', '.join(map(str, choices))}"
                 )
         for name, least in LEAST.items():
             if not getattr(self, name) >= least:  # NaN is refused too
-                raise ValueError(f"{name} {getattr(self, name)}: want at least {least}")
+                raise ValueError(f"{name} {getattr(self, name)}: expected at least {least}")
         start = self.receptive_fields, self.init_scheme_spatial
         if self.train_receptive_fields and start != ("exact", "rf"):
-            raise ValueError("train_receptive_fields 1: want receptive_fields exact, init_scheme_spatial rf")
+            raise ValueError(
+                "train_receptive_fields 1: expected receptive_fields exact, init_scheme_spatial rf"
+            )
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout {self.dropout}: want 0 or more and below 1")
+            raise ValueError(f"dropout {self.dropout}: expected 0 or more and below 1")
 
     @property
     def in_channels(self):

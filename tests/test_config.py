@@ -84,7 +84,7 @@ def test_a_value_out_of_its_choices_is_refused_with_all_of_them(name):
     for choice in CHOICES[name]:
         assert getattr(Config(**{name: choice} | NEEDS.get(name, {})), name) == choice
     wanted = ", ".join(map(str, CHOICES[name]))
-    with pytest.raises(ValueError, match=re.escape(f"{name} 'other': want one of {wanted}")):
+    with pytest.raises(ValueError, match=re.escape(f"{name} 'other': expected one of {wanted}")):
         Config(**{name: "other"})
 
 
@@ -108,7 +108,7 @@ def test_a_value_out_of_its_choices_is_refused_with_all_of_them(name):
     ],
 )
 def test_a_value_below_its_least_is_refused(name, value, least):
-    with pytest.raises(ValueError, match=re.escape(f"{name} {value}: want at least {least}")):
+    with pytest.raises(ValueError, match=re.escape(f"{name} {value}: expected at least {least}")):
         Config(**{name: value})
     assert getattr(Config(**{name: least}), name) == least
 
@@ -117,13 +117,15 @@ def test_a_value_below_its_least_is_refused(name, value, least):
     "settings", [{}, {"receptive_fields": "norse-1.1.0"}, {**EXACT, "init_scheme_spatial": "uniform"}]
 )
 def test_only_exact_fields_train_as_fields(settings):
-    with pytest.raises(ValueError, match="train_receptive_fields 1: want receptive_fields exact, init_sch"):
+    with pytest.raises(
+        ValueError, match="train_receptive_fields 1: expected receptive_fields exact, init_sch"
+    ):
         Config(train_receptive_fields=1, **settings)
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
 def test_dropout_is_a_probability_below_one(dropout):
-    with pytest.raises(ValueError, match="dropout .*: want 0 or more and below 1"):
+    with pytest.raises(ValueError, match="dropout .*: expected 0 or more and below 1"):
         Config(dropout=dropout)
     assert Config(dropout=0.0).dropout == 0
 
@@ -154,7 +156,7 @@ def test_config_lines_are_words_without_comments(tmp_path):
     file.write_text("--net=li --lr 0.1\n\n# a comment\n  --dataset_filter='v0.2 .*'  # two words in one\n")
     assert read_config_lines(file) == [["--net=li", "--lr", "0.1"], ["--dataset_filter=v0.2 .*"]]
     file.write_text("--net=li\n--dataset_filter='open\n")
-    with pytest.raises(ValueError, match=r"runs\.txt, line 2: .*; want flags of learn_shapes\.py"):
+    with pytest.raises(ValueError, match=r"runs\.txt, line 2: .*; expected flags of learn_shapes\.py"):
         read_config_lines(file)
 
 
@@ -201,7 +203,7 @@ def test_flags_that_are_neither(parser, capsys, text):
     with pytest.raises(ValueError):
         zero_or_one(text)
     line = refusal(parser, capsys, f"--sum_frames={text}")
-    assert "--sum_frames" in line and "want 0 or 1" in line
+    assert "--sum_frames" in line and "expected 0 or 1" in line
 
 
 def test_unknown_flags_are_told_what_is_near(parser, capsys):
@@ -212,8 +214,8 @@ def test_unknown_flags_are_told_what_is_near(parser, capsys):
     "words, wanted",
     [
         (["--net=gru"], ["--net", "gru", "lif", "li", "ann"]),
-        (["--lr=fast"], ["--lr", "want float", "fast"]),
-        (["--timesteps=2.5"], ["--timesteps", "want int", "2.5"]),
+        (["--lr=fast"], ["--lr", "expected float", "fast"]),
+        (["--timesteps=2.5"], ["--timesteps", "expected int", "2.5"]),
         (["--resolution", "64"], ["--resolution"]),
     ],
 )

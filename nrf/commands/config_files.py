@@ -13,14 +13,14 @@ def config_lines(path):
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text ({error}); want flags, a run a line") from None
+        raise ValueError(f"{path}: not a text ({error}); expected flags, a run a line") from None
     for number, line in enumerate(lines, start=1):
         try:
             words, problem = shlex.split(line, comments=True), None
         except ValueError as error:
-            words, problem = [], f"{error}; want flags of learn_shapes.py"
+            words, problem = [], f"{error}; expected flags of learn_shapes.py"
         if "\0" in line:
-            words, problem = [], "a NUL character; want flags of learn_shapes.py"
+            words, problem = [], "a NUL character; expected flags of learn_shapes.py"
         if words or problem:
             yield number, words, problem
 

@@ -74,14 +74,14 @@ def parse(arguments):
 def _natural(text):  # jsonargparse calls these with what they returned, too
     text = str(text)
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number >= 1 wanted")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number >= 1")
     return int(text)
 
 
 def _whole(text):
     text = str(text)
     if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number >= 0 wanted")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number >= 0")
     return int(text)
 
 
@@ -91,7 +91,7 @@ def _shard(text):
     i, separator, n = text.partition("/")
     i, n = _natural(i), _natural(n)
     if i > n:
-        raise argparse.ArgumentTypeError(f"{text!r}: I/N wanted, I from 1 to N")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N, I from 1 to N")
     return i, n
 
 
@@ -101,7 +101,7 @@ def _size(text):
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: a size in pixels, random or changing wanted") from None
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a size in pixels, random or changing") from None
 
 
 def _cores():

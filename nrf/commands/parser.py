@@ -45,7 +45,7 @@ class Help(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatt
 
 class CommandLine(jsonargparse.ArgumentParser):
     """What all commands have in common: --help in one style, --version, --print-completion, and errors in one
-    line (what, and what was wanted) with exit code 2."""
+    line (what, and what was expected) with exit code 2."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **{"formatter_class": Help, "version": __version__} | kwargs)
@@ -55,11 +55,13 @@ class CommandLine(jsonargparse.ArgumentParser):
     def error(self, message, ex=None):
         text = " ".join(str(message).split())
         text = re.sub(r'Parser key "(\S+)":', r"--\1:", text).replace("argument --", "--")
-        text = text.replace("invalid zero_or_one value:", "want 0 or 1, not")
+        text = text.replace("invalid zero_or_one value:", "expected 0 or 1, not")
         if wanted := re.findall(r"Expected an? <class '(\w+)'>", text):
             value = re.search(r"(?:Got|Given) value: (.*)$", text)
             flag = text.split(":")[0]
-            text = f"{flag}: want {' or '.join(dict.fromkeys(wanted))}, not {value[1] if value else 'this'}"
+            text = (
+                f"{flag}: expected {' or '.join(dict.fromkeys(wanted))}, not {value[1] if value else 'this'}"
+            )
         if unknown := re.match(r"[Uu]nrecognized arguments: (\S+)", text):
             near = difflib.get_close_matches(unknown[1].split("=")[0], self._option_string_actions, 1)
             text = f"unknown flag {unknown[1]}; " + (f"did you mean {near[0]}?" if near else "see --help")

@@ -36,14 +36,14 @@ def seeds(text):
         bounds = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         first, last = (int(bounds[1]), int(bounds[2] or bounds[1])) if bounds else (1, 0)
         if first > last or last - first > 10_000:
-            raise argparse.ArgumentTypeError(f"{text!r}: want seeds such as 3, 0-4 or 0-2,7")
+            raise argparse.ArgumentTypeError(f"{text!r}: expected seeds such as 3, 0-4 or 0-2,7")
         found += range(first, last + 1)
     return list(dict.fromkeys(found))
 
 
 def natural(text):
     if not re.fullmatch(r"[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: want a whole number >= 1")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number >= 1")
     return int(text)
 
 
@@ -68,7 +68,7 @@ def parse(argv):
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
     args, extra = parser.parse_known_args(argv)
     if args.jobs > 1 and slurm.srun():
-        parser.error(f"--jobs {args.jobs}: want 1 where a SLURM job has several tasks, which share a run")
+        parser.error(f"--jobs {args.jobs}: expected 1 where a SLURM job has several tasks, which share a run")
     return args, extra
 
 
@@ -82,7 +82,7 @@ def plan(args, extra):
     """All runs, those of the first seed first."""
     lines = list(config_lines(args.config))
     if not lines:
-        raise ValueError(f"{args.config}: no run in it; want flags of learn_shapes.py, one run a line")
+        raise ValueError(f"{args.config}: no run in it; expected flags of learn_shapes.py, one run a line")
     runs = []
     for seed in args.seeds or [None]:
         for number, (at, words, problem) in enumerate(lines, start=1):
@@ -109,7 +109,8 @@ def main(argv=None):
         runs = slurm.own_task(plan(args, extra))
     except OSError as error:
         print(
-            f"sweep.sh: {args.config}: {error.strerror}; want a file such as config_snn.txt", file=sys.stderr
+            f"sweep.sh: {args.config}: {error.strerror}; expected a file such as config_snn.txt",
+            file=sys.stderr,
         )
         return 2
     except ValueError as error:

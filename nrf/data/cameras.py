@@ -28,7 +28,7 @@ def read_any(path, resolution, max_frames=None):
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file; want a recording")
+        raise DataError(f"{path}: no such file; expected a recording")
     with path.open("rb") as file:
         head = file.read(HEADER)
     if path.suffix == ".dat" and not head.startswith(b"%"):
@@ -36,7 +36,7 @@ def read_any(path, resolution, max_frames=None):
     elif path.suffix in READERS:
         recording = _binned(path, *READERS[path.suffix](path, head), resolution)
     else:
-        raise DataError(f"{path}: no reader for {path.suffix or 'this'}; want .dat, {', '.join(READERS)}")
+        raise DataError(f"{path}: no reader for {path.suffix or 'this'}; expected .dat, {', '.join(READERS)}")
     if max_frames and max_frames < recording.shape[0]:
         inside = recording.events[:, 0] < max_frames
         labels = None if recording.labels is None else recording.labels[:max_frames]
@@ -64,7 +64,7 @@ def _prophesee(path, head):
     version = re.search(r"\bevt ?(\d)(?:\.?0)?\b", header, re.IGNORECASE)
     encoding = "dat" if path.suffix == ".dat" else f"evt{version[1]}" if version else "unknown"
     if encoding not in ("dat", "evt2", "evt3"):
-        raise DataError(f"{path}: encoding {encoding}; want EVT2, EVT3 or DAT, as its header states")
+        raise DataError(f"{path}: encoding {encoding}; expected EVT2, EVT3 or DAT, as its header states")
     sensor = re.search(r"\bgeometry (?P<width>\d+)x(?P<height>\d+)", header)
     if not sensor:
         width, height = (re.search(rf"\b{n}[ =](\d+)", header, re.IGNORECASE) for n in ("width", "height"))

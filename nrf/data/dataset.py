@@ -23,7 +23,7 @@ from nrf.system.processes import follow_parent
 
 TRAIN_SHARE = 0.8  # of each folder's files, in the order of their names as text
 RENDER = "render recordings with data_generation.sh or nrf generate_data"
-CONTENT = "want [sparse events (T, 2, H, W), labels (T, N, 2)]"
+CONTENT = "expected [sparse events (T, 2, H, W), labels (T, N, 2)]"
 MAX_CELLS = 2**62  # of a recording, so that their numbers fit 64 bits
 
 
@@ -61,7 +61,7 @@ def write_recording(path, events, labels, shape):
     path, shape = Path(path), tuple(map(int, shape))
     events = torch.as_tensor(events)
     if events.dim() != 2 or events.shape[1] != 4:
-        raise ValueError(f"{path}: events of shape {tuple(events.shape)}; want (n, 4)")
+        raise ValueError(f"{path}: events of shape {tuple(events.shape)}; expected (n, 4)")
     frames = _sparse(events.T.to(torch.int64), torch.ones(len(events)), shape)
     labels = torch.as_tensor(labels, dtype=torch.float32).clone()
     problem = _problem(frames, labels)
@@ -181,7 +181,7 @@ class ShapeDataset(Dataset):
         if timesteps < 1 or stack_frames < 1 or network_delay < 0:
             raise ValueError(
                 f"timesteps {timesteps}, stack_frames {stack_frames}, network_delay {network_delay}: "
-                "want 1, 1 and 0 or more"
+                "expected 1, 1 and 0 or more"
             )
         self.timesteps, self.network_delay, self.stack_frames = timesteps, network_delay, stack_frames
         self.n_channels = 2 if sum_frames else 2 * stack_frames
@@ -193,21 +193,22 @@ class ShapeDataset(Dataset):
         self.chunks = self._chunks(first, self.files[0])
         cells = math.prod((2 * self.window, 2, *self.resolution))
         if cells > torch.iinfo(torch.int32).max:
-            raise ValueError(f"a window of {cells} cells; want fewer than 2^31: take smaller timesteps")
+            raise ValueError(f"a window of {cells} cells; expected fewer than 2^31: take smaller timesteps")
 
     def _chunks(self, recording, path):
         frames, H, W = recording.shape[0], *recording.shape[2:]
         if (H, W) != self.resolution or recording.labels.shape[1] != self.n_classes:
             raise DataError(
-                f"{path}: {recording.labels.shape[1]} shapes in {H} x {W} pixels; want {self.n_classes} in "
-                f"{self.resolution[0]} x {self.resolution[1]}, as in the other recordings or --resolution"
+                f"{path}: {recording.labels.shape[1]} shapes in {H} x {W} pixels; "
+                f"expected {self.n_classes} in {self.resolution[0]} x {self.resolution[1]}, "
+                "as in the other recordings or --resolution"
             )
         published = frames // (2 * self.timesteps + self.network_delay)
         fitting = (frames - self.network_delay - self.window) // self.window
         if min(published, fitting) < 1:
             raise DataError(
                 f"{path}: {frames} frames; twice {self.timesteps} timesteps with {self.stack_frames} stacked "
-                f"frames and a delay of {self.network_delay} want {2 * self.window + self.network_delay}; "
+                f"frames and a delay of {self.network_delay} need {2 * self.window + self.network_delay}; "
                 "take smaller --timesteps or longer recordings"
             )
         return min(published, fitting)
@@ -234,11 +235,13 @@ def recordings(root, split, dataset_filter=None):
     """The files of a split under `root`/*/*.dat, folders and names sorted as text. DataError if there are
     none; ValueError for a split or filter that cannot be."""
     if split not in ("train", "val", "all"):
-        raise ValueError(f"split {split!r}: want train, val or all")
+        raise ValueError(f"split {split!r}: expected train, val or all")
     try:
         matches = re.compile(dataset_filter or "").search
     except re.error as error:
-        raise ValueError(f"dataset_filter {dataset_filter!r}: want a regular expression ({error})") from None
+        raise ValueError(
+            f"dataset_filter {dataset_filter!r}: expected a regular expression ({error})"
+        ) from None
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; {RENDER}")
@@ -328,7 +331,7 @@ def loader(dataset, batch_size, shuffle, num_workers=0, seed=0, drop_last=None, 
     else:
         if shuffle and len(dataset) < batch_size * n_processes:
             raise ValueError(
-                f"--batch_size {batch_size} in {n_processes} processes wants {batch_size * n_processes} "
+                f"--batch_size {batch_size} in {n_processes} processes needs {batch_size * n_processes} "
                 f"items to train on; there are {len(dataset)}"
             )
         order = SequentialSampler(dataset) if sampler is None else sampler

@@ -93,7 +93,7 @@ def _check(folders):
         if folder.path.is_dir():
             _check_kept(folder)
         elif folder.path.exists():
-            raise ValueError(f"{folder.path}: is a file, a folder wanted")
+            raise ValueError(f"{folder.path}: is a file, expected a folder")
 
 
 def _check_kept(folder):

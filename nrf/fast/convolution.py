@@ -6,7 +6,7 @@ A k x k convolution of C to N channels costs k^2 C N multiplications per pixel. 
 C x N matrix product for each of about as many frequencies as pixels, plus the transforms.  Here the
 transforms are matrix products too (a discrete Fourier transform of 31 pixels is a matrix of 31 x 31): they
 run as fast as the processor multiplies, take any size, need no powers of two, and hand on frequencies in the
-order that the products want, channels last.  Their cost grows with the size of the matrix, so a field is cut
+order that the products need, channels last.  Their cost grows with the size of the matrix, so a field is cut
 into tiles of about TILE pixels a side, that overlap by k - 1.  For the paper's second layer (7 x 7, 144 to
 144 channels, 75 x 75 pixels) that is a tenth of the multiplications.  Its plain twin is torch's `conv2d`.
 """
@@ -35,7 +35,7 @@ def convolve(frames, weight, method="auto"):
     the dtype of the weights, faster on a CPU than the direct one in bfloat16.
     """
     if method not in METHODS:
-        raise ValueError(f"convolution {method!r}: want one of {', '.join(METHODS)}")
+        raise ValueError(f"convolution {method!r}: expected one of {', '.join(METHODS)}")
     if method == "spectral" or (method == "auto" and spectral_is_faster(frames, weight)):
         with torch.autocast(frames.device.type, enabled=False):
             return _SpectralConvolution.apply(frames.to(weight.dtype), weight)

@@ -37,7 +37,7 @@ def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
     _, groups, B, C, H, W = current.shape
     if groups not in (1, K) or min(H, W) < 2 or current.numel() == 0:
         raise ValueError(
-            f"currents {tuple(current.shape)} of {K} neurons: want (T, 1 or {K}, B, C, H, W), H, W > 1"
+            f"currents {tuple(current.shape)} of {K} neurons: expected (T, 1 or {K}, B, C, H, W), H, W > 1"
         )
     v0 = None if v0 is None else v0.expand(K, B, C, H, W)
     decay, skips = (None if values is None else values.contiguous() for values in (decay, skips))

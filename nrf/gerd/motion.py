@@ -148,7 +148,8 @@ def gerd_motion(p, kind, stream):
         side = int(size.value * UPSAMPLING)
         if side < UPSAMPLING:
             raise ValueError(
-                f"a size falls below 1 pixel by {abs(size.speed):g} pixels a frame: smaller velocity wanted"
+                f"a size falls below 1 pixel by {abs(size.speed):g} pixels a frame: "
+                "expected a smaller velocity"
             )
         stream.skip(0 if kind == "triangle" else side * side)  # a density nobody sees
         border = f32(_border(size.value, published))
@@ -289,7 +290,7 @@ def _bounce(start, speed, reach, extent):
     low, high = reach[:, 0], extent - reach[:, 1]
     if np.any(low > high):
         raise ValueError(
-            f"a shape of {reach.sum(1).max():.1f} pixels does not fit into {extent}: smaller sizes wanted"
+            f"a shape of {reach.sum(1).max():.1f} pixels does not fit into {extent}: expected smaller sizes"
         )
     place, path = low[0] + start * (high[0] - low[0]), []
     for first, last in zip(low, high, strict=True):

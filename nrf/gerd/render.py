@@ -57,34 +57,34 @@ class RenderParameters:
         wanted = (
             (
                 self.generator in GENERATORS,
-                f"generator {self.generator!r}: one of {', '.join(GENERATORS)} wanted",
+                f"generator {self.generator!r}: expected one of {', '.join(GENERATORS)}",
             ),
-            (height > 0 and width > 0, f"resolution {height} x {width}: two positive numbers wanted"),
-            (self.length >= 1, f"length {self.length}: at least 1 frame wanted"),
-            (bool(self.shapes), f"no shapes: some of {', '.join(SHAPES)} wanted"),
+            (height > 0 and width > 0, f"resolution {height} x {width}: expected two positive numbers"),
+            (self.length >= 1, f"length {self.length}: expected at least 1 frame"),
+            (bool(self.shapes), f"no shapes: expected some of {', '.join(SHAPES)}"),
             (
                 set(self.shapes) <= set(SHAPES),
-                f"shapes {' '.join(self.shapes)}: some of {', '.join(SHAPES)} wanted",
+                f"shapes {' '.join(self.shapes)}: expected some of {', '.join(SHAPES)}",
             ),
             (
                 len(set(self.shapes)) == len(self.shapes),
-                f"shapes {' '.join(self.shapes)}: each at most once wanted",
+                f"shapes {' '.join(self.shapes)}: expected each at most once",
             ),
-            (0 <= self.velocity < np.inf, f"velocity {self.velocity}: a number >= 0 wanted"),
-            (0 < self.event_density <= 1, f"event_density {self.event_density}: a number in (0, 1] wanted"),
-            (0 <= self.bg_density < 1, f"bg_density {self.bg_density}: a number in [0, 1) wanted"),
+            (0 <= self.velocity < np.inf, f"velocity {self.velocity}: expected a number >= 0"),
+            (0 < self.event_density <= 1, f"event_density {self.event_density}: expected a number in (0, 1]"),
+            (0 <= self.bg_density < 1, f"bg_density {self.bg_density}: expected a number in [0, 1)"),
         )
         for good, message in wanted:
             if not good:
                 raise ValueError(message)
         if isinstance(self.scale, str) and self.scale not in ("random", "changing"):
-            raise ValueError(f"scale {self.scale!r}: a size in pixels, random or changing wanted")
+            raise ValueError(f"scale {self.scale!r}: expected a size in pixels, random or changing")
         if not isinstance(self.scale, str) and not 1 <= self.scale < np.inf:
-            raise ValueError(f"scale {self.scale}: at least 1 pixel wanted")
+            raise ValueError(f"scale {self.scale}: expected at least 1 pixel")
         room = room_needed(self)
         if room > min(height, width):
             raise ValueError(
-                f"resolution {height} x {width}: at least {math.ceil(room)} pixels a side wanted for "
+                f"resolution {height} x {width}: expected at least {math.ceil(room)} pixels a side for "
                 f"scale {self.scale} with generator {self.generator}"
             )
 
@@ -125,7 +125,7 @@ def replay(parameters, seed):
     """
     if parameters.generator == "clean":
         raise ValueError(
-            "generator clean: replay follows GERD's own versions, published or gerd-0.5.1 wanted"
+            "generator clean: replay follows GERD's own versions, expected published or gerd-0.5.1"
         )
     stream = TorchStream(seed)
     cells, labels = [], []

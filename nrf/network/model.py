@@ -203,7 +203,7 @@ class SpatioTemporalModel(nn.Module):
         *_, C, H, W = frames.shape
         if C != self.config.in_channels or min(H, W) < POOLING:
             raise ValueError(
-                f"frames of {C} channels, {H} x {W} pixels: want {self.config.in_channels} channels, "
+                f"frames of {C} channels, {H} x {W} pixels: expected {self.config.in_channels} channels, "
                 f"at least {POOLING} x {POOLING} pixels (four poolings by 2)"
             )
         frames = frames.to(self.classifier[0].weight.dtype)

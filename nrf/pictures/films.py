@@ -99,23 +99,23 @@ def check_film(path, fps):
     """ValueError for a film's name or rate that cannot be."""
     suffix = Path(path).suffix
     if suffix not in (".gif", ".mp4"):
-        raise ValueError(f"{path}: want a name that ends in .gif or .mp4")
+        raise ValueError(f"{path}: expected a name that ends in .gif or .mp4")
     if suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ValueError(f"{path}: .mp4 needs a package, pip install imageio-ffmpeg; or write a .gif")
     if not FPS[0] <= fps <= FPS[1]:
-        raise ValueError(f"fps {fps}: want {FPS[0]} to {FPS[1]}")
+        raise ValueError(f"fps {fps}: expected {FPS[0]} to {FPS[1]}")
 
 
 def _check_track(frames, true_px, predicted_px, heatmaps):
     T = len(frames)
     if frames.ndim != 4 or frames.shape[1] != 2 or not frames.size:
-        raise ValueError(f"frames: want (T, 2, H, W), got {frames.shape}")
+        raise ValueError(f"frames: expected (T, 2, H, W), got {frames.shape}")
     if true_px.ndim != 3 or true_px.shape[::2] != (T, 2) or not true_px.size:
-        raise ValueError(f"true positions: want ({T}, N, 2), got {true_px.shape}")
+        raise ValueError(f"true positions: expected ({T}, N, 2), got {true_px.shape}")
     if predicted_px.shape != true_px.shape:
-        raise ValueError(f"predicted positions: want {true_px.shape}, got {predicted_px.shape}")
+        raise ValueError(f"predicted positions: expected {true_px.shape}, got {predicted_px.shape}")
     if heatmaps is not None and (np.ndim(heatmaps) != 4 or len(heatmaps) != T):
-        raise ValueError(f"heat maps: want ({T}, N, h, w), got {np.shape(heatmaps)}")
+        raise ValueError(f"heat maps: expected ({T}, N, h, w), got {np.shape(heatmaps)}")
 
 
 def _paper(events, heatmap):
@@ -169,7 +169,7 @@ def _stage(width, height, title):
     heading, small = font(17 * FINE), font(14 * FINE)
     top = 38 if title else MARGIN
     inner = max(width, 420, math.ceil(heading.getlength(title or "") / FINE))
-    size = inner + 2 * MARGIN + inner % 2, top + height + 62 + (top + height) % 2  # films want even numbers
+    size = inner + 2 * MARGIN + inner % 2, top + height + 62 + (top + height) % 2  # films need even numbers
     corner = (MARGIN + (inner - width) // 2) * FINE, top * FINE
     stage = Image.new("RGB", (size[0] * FINE, size[1] * FINE), WHITE)
     draw = ImageDraw.Draw(stage)

@@ -64,7 +64,9 @@ def bank_picture(kernels, rows):
     """
     kernels, rows = _checked(kernels), np.asarray(rows, float)
     if rows.ndim != 2 or len(rows) != len(kernels) or rows.shape[1] < 5:
-        raise ValueError(f"{len(kernels)} kernels: want rows ({len(kernels)}, 5 or more), got {rows.shape}")
+        raise ValueError(
+            f"{len(kernels)} kernels: expected rows ({len(kernels)}, 5 or more), got {rows.shape}"
+        )
     fields = [tuple(row) for row in rows[:, :5].round(6).tolist()]
     if len(set(fields)) < len(fields):
         raise ValueError("rows of the bank: the same field is there twice")
@@ -133,7 +135,7 @@ def learning_curves(curves, path, baseline=None, ylabel="error in pixels"):
     ValueError without curves, or if epochs and errors differ in number.
     """
     if not curves:
-        raise ValueError("learning curves: want at least one, got none")
+        raise ValueError("learning curves: expected at least one, got none")
     figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
     axes = figure.subplots()
     if baseline is not None:
@@ -169,7 +171,7 @@ def error_boxes(panels, path):
     ValueError without panels.
     """
     if not panels:
-        raise ValueError("box plot: want at least one panel, got none")
+        raise ValueError("box plot: expected at least one panel, got none")
     widths = [max(2, len({box[0] for box in boxes if box[1] is not None})) for boxes in panels.values()]
     figure = Figure(figsize=(1.6 + 1.5 * sum(widths), 4.6), dpi=150, layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
@@ -246,7 +248,7 @@ def _baseline(axes, name, errors):
 def _checked(kernels):
     kernels = np.asarray(kernels, np.float64)
     if kernels.ndim != 3 or not kernels.size:
-        raise ValueError(f"kernels: want (n, h, w), none of them 0, got {kernels.shape}")
+        raise ValueError(f"kernels: expected (n, h, w), none of them 0, got {kernels.shape}")
     return kernels
 
 

@@ -28,7 +28,7 @@ def commuting_diagram(rows, path, title):
     grid = figure.subplots(len(rows), len(COLUMNS), squeeze=False)
     for line, (name, (panels, error)) in zip(grid, rows.items(), strict=True):
         if len(panels) != len(COLUMNS):
-            raise ValueError(f"{name}: {len(panels)} panels, want {len(COLUMNS)}")
+            raise ValueError(f"{name}: {len(panels)} panels, expected {len(COLUMNS)}")
         limit = max(np.abs(panel).max() for panel in (panels[1], *panels[3:5])) or 1.0
         for i, (axes, panel) in enumerate(zip(line, panels, strict=True)):
             if i in (0, 2):

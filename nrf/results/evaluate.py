@@ -159,9 +159,9 @@ def write(out, results, data_root, split):
 def run(arguments):
     """All results of a command line, baselines last; writes what --out asks for."""
     if arguments.batch_size is not None and arguments.batch_size < 1:
-        raise ValueError(f"--batch_size {arguments.batch_size}: want 1 or more")
+        raise ValueError(f"--batch_size {arguments.batch_size}: expected 1 or more")
     if arguments.num_workers < 0:
-        raise ValueError(f"--num_workers {arguments.num_workers}: want 0 or more")
+        raise ValueError(f"--num_workers {arguments.num_workers}: expected 0 or more")
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     out = Path(arguments.out) if arguments.out else None
     results, baselines = [], {}

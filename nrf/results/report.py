@@ -76,7 +76,7 @@ def find_runs(logs):
     """Folders under `logs` that hold TensorBoard's files. FileNotFoundError where there is none."""
     folders = sorted({path.parent for path in Path(logs).rglob("events.out.tfevents.*")})
     if not folders:
-        raise FileNotFoundError(f"{logs}: no TensorBoard files under it; want a folder of logs")
+        raise FileNotFoundError(f"{logs}: no TensorBoard files under it; expected a folder of logs")
     return folders
 
 

@@ -64,7 +64,7 @@ class Spread:
         """Take in an array of errors of any shape, all of them 0 or more. ValueError for others."""
         errors = np.asarray(errors, np.float64).ravel()
         if not (np.isfinite(errors) & (errors >= 0)).all():
-            raise ValueError("errors: want finite values of 0 or more")
+            raise ValueError("errors: expected finite values of 0 or more")
         self.n += errors.size
         self.total += errors.sum()
         bins = np.rint(np.log(np.maximum(errors, SMALLEST_PX)) / math.log1p(RESOLUTION)).astype(int)

@@ -138,7 +138,7 @@ def live(recording, labels_px, stream):
 def run(arguments):
     """The Track of a command line; draws and prints what it asks for."""
     if arguments.frames < 1:
-        raise ValueError(f"--frames {arguments.frames}: want 1 or more")
+        raise ValueError(f"--frames {arguments.frames}: expected 1 or more")
     out = arguments.out or (None if arguments.live else "track.gif")
     if out:
         check_film(out, arguments.fps)

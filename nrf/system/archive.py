@@ -86,7 +86,7 @@ def _archive(path, max_bytes):
         try:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
-                raise ArchiveError(f"{size} bytes, want at most {max_bytes}")
+                raise ArchiveError(f"{size} bytes, expected at most {max_bytes}")
             _check_directory(file, size)
             file.seek(0)
             yield file, size

@@ -43,7 +43,7 @@ def own_task(runs):
         return []
     last = os.environ.get("SLURM_ARRAY_TASK_MAX", task)
     if task == os.environ.get("SLURM_ARRAY_TASK_MIN") and int(last) < len(runs):
-        print(f"array tasks end at {last} of {len(runs)} runs: the others want an array of their own")
+        print(f"array tasks end at {last} of {len(runs)} runs: the others need an array of their own")
     return runs[int(task) - 1 : int(task)]
 
 

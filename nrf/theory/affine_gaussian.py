@@ -91,16 +91,16 @@ def affine_gaussian(points, field, orders=((0, 0),)):
 
 def affine_kernels(field, orders, size, discretisation="moments", offset=None):
     """Kernels (..., len(orders), size, size) of fields (...), y along dim -2, x along dim -1, dtype of the
-    field (float64 wanted), differentiable in all of it.
+    field (float64 expected), differentiable in all of it.
 
     orders: pairs (m, n), m + n <= 4.  size: odd, 5 or more; `kernel_support` says how large it should be.
     offset: (..., 2) pixels, where the field's centre lies from that of the kernel.  Deviations below 0.25
     pixels leave too little of the Gaussian on the grid for "moments". A convolution layer, which correlates,
     answers an odd order with the opposite sign."""
     if size < 5 or size % 2 == 0:
-        raise ValueError(f"kernel size {size}: want an odd number, 5 or more")
+        raise ValueError(f"kernel size {size}: expected an odd number, 5 or more")
     if discretisation not in DISCRETISATIONS:
-        raise ValueError(f"discretisation {discretisation!r}: want one of {', '.join(DISCRETISATIONS)}")
+        raise ValueError(f"discretisation {discretisation!r}: expected one of {', '.join(DISCRETISATIONS)}")
     points = _grid(size, field.covariance)
     if offset is not None:
         points = points - offset[..., None, :]
@@ -131,7 +131,7 @@ def kernel_support(sigma, epsilon=1e-4, order=0):
     sigma: deviation in pixels along the pixel axes, sqrt(Sigma_xx) or sqrt(Sigma_yy), the greatest if
     several."""
     if not 0 < epsilon < 1 or not 0 <= order <= MAX_ORDER:
-        raise ValueError(f"epsilon {epsilon}, order {order}: want within (0, 1) and 0 to {MAX_ORDER}")
+        raise ValueError(f"epsilon {epsilon}, order {order}: expected within (0, 1) and 0 to {MAX_ORDER}")
     sigma = float(torch.as_tensor(sigma).max())
     size = 1
     while _tail(size / 2 / sigma, order) > epsilon / 2:
@@ -192,7 +192,7 @@ def _expansion(root, field, orders):
     """Coefficients (..., len(orders), 15) of the derivatives along d1, d2 in those along the columns of L."""
     bad = [order for order in orders if tuple(order) not in ORDERS]
     if bad:
-        raise ValueError(f"order {bad[0]}: want (m, n) with m + n from 0 to {MAX_ORDER}")
+        raise ValueError(f"order {bad[0]}: expected (m, n) with m + n from 0 to {MAX_ORDER}")
     x, y = field.directions[..., 0, :], field.directions[..., 1, :]
     first = x / root[..., 0, 0, None]
     second = (y - root[..., 1, 0, None] * first) / root[..., 1, 1, None]
@@ -224,7 +224,7 @@ def _analogue(field, orders, size, offset):
     """Lindeberg's discrete analogue, central differences of it, (..., size^2, n): the diffusion equation on
     the grid, exact in time, by its Fourier transform on a period of 4 sizes and 32 pixels."""
     if offset is not None:
-        raise ValueError("discretisation 'analogue': want no offset, it lives on the grid alone")
+        raise ValueError("discretisation 'analogue': expected no offset, it lives on the grid alone")
     period, covariance = 4 * size + 32, field.covariance
     frequency = 2 * math.pi * torch.fft.fftfreq(period, dtype=covariance.dtype, device=covariance.device)
     v, u = torch.meshgrid(frequency, frequency, indexing="ij")

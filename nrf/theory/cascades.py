@@ -31,7 +31,7 @@ def lindeberg_time_constants(variance, n, ratio=2.0):
     ratio^(2 (k - n)) * variance: Lindeberg's distribution, for n to infinity the time-causal limit kernel.
     ratio: above 1."""
     if not ratio > 1:
-        raise ValueError(f"ratio {ratio}: want above 1")
+        raise ValueError(f"ratio {ratio}: expected above 1")
     levels = float(variance) * float(ratio) ** (2 * (torch.arange(n, dtype=torch.float64) - n + 1))
     return torch.diff(levels, prepend=levels.new_zeros(1)).sqrt()
 
@@ -82,7 +82,7 @@ def stage_decay(tau, dt=1.0, step="exponential"):
     step; "geometric" dt / (tau + dt), Lindeberg's discrete theory, whose kernel has the mean tau.
     """
     if step not in STEPS:
-        raise ValueError(f"step {step!r}: want one of {', '.join(STEPS)}")
+        raise ValueError(f"step {step!r}: expected one of {', '.join(STEPS)}")
     if step == "euler":
         return dt / tau
     return -torch.expm1(-dt / tau) if step == "exponential" else dt / (tau + dt)

@@ -44,11 +44,11 @@ def spatial_parameters(n_scales=4, n_angles=4, n_ratios=3, n_angles_grow=0, fami
     0 adds to the i-th ratio fields at n_angles + i * n_angles_grow angles and, as published, sorts the rows.
     ValueError for counts below 1."""
     if family not in FAMILIES:
-        raise ValueError(f"receptive fields {family!r}: want one of {', '.join(FAMILIES)}")
+        raise ValueError(f"receptive fields {family!r}: expected one of {', '.join(FAMILIES)}")
     if min(n_scales, n_angles, n_ratios) < 1 or n_angles_grow < 0:
         raise ValueError(
-            f"n_scales {n_scales}, n_angles {n_angles}, n_ratios {n_ratios}: want at least 1, "
-            f"n_angles_grow {n_angles_grow}: want at least 0"
+            f"n_scales {n_scales}, n_angles {n_angles}, n_ratios {n_ratios}: expected at least 1, "
+            f"n_angles_grow {n_angles_grow}: expected at least 0"
         )
     variances = 2.0 ** torch.arange(n_scales)
     ratios = torch.sqrt(1.5 ** torch.arange(n_ratios))
@@ -120,7 +120,7 @@ def spatial_kernels(rows, size, family="published", dtype=torch.float32):
     3). Source: FIDELITY 1-3; `norse.torch.functional.receptive_field` of either version.
     """
     if family not in FAMILIES:
-        raise ValueError(f"receptive fields {family!r}: want one of {', '.join(FAMILIES)}")
+        raise ValueError(f"receptive fields {family!r}: expected one of {', '.join(FAMILIES)}")
     if family == "exact":
         fields, which = rows[:, :3].double().unique(dim=0, return_inverse=True)
         kernels = affine_kernels(field_from_axes(*exact_axes(fields, size), fields[:, 1]), DERIVATIVES, size)

@@ -193,7 +193,9 @@ def explain(error, arguments):
             "with --accumulate_grad_batches, --precision bf16-mixed, smaller --timesteps, or another device"
         )
     if "loading state_dict" in text:
-        return f"--ckpt_path {arguments['ckpt_path']}: its weights do not fit these settings; want their own"
+        return (
+            f"--ckpt_path {arguments['ckpt_path']}: its weights do not fit these settings; expected their own"
+        )
     if "returned nan values" in text:  # --detect_anomaly, behind the trace of the operation
         return f"{text.splitlines()[0]} The operation is in the trace above; try a smaller --lr"
     if "DataLoader worker" in text:

@@ -39,7 +39,9 @@ def pick_device(name):
     try:
         torch.zeros(1, device=name)
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; want auto, cpu or cuda") from None
+        raise ValueError(
+            f"--device {name}: {str(error).splitlines()[0]}; expected auto, cpu or cuda"
+        ) from None
     return torch.device(name)
 
 

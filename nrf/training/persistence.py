@@ -15,7 +15,7 @@ from nrf.system.files import fcntl
 MAX_BYTES = 4 * GIB
 TO_PREDICT = {"state_dict", "hyper_parameters"}  # what a checkpoint must hold
 TO_GO_ON = TO_PREDICT | {"loops", "global_step", "optimizer_states", "callbacks"}
-WANTED = "want a .ckpt file of learn_shapes.py"
+WANTED = "expected a .ckpt file of learn_shapes.py"
 UNFINISHED = ".unfinished"
 
 
@@ -24,7 +24,7 @@ class TrainingError(RuntimeError):
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint that cannot be used; the message names it and what was wanted."""
+    """A checkpoint that cannot be used; the message names it and what was expected."""
 
 
 def read_checkpoint(path, wanted=TO_GO_ON):
@@ -112,7 +112,7 @@ def where_to_go_on(ckpt_path, run_folder, settings):
     if not ckpt_path:
         return None, None
     if not Path(ckpt_path).is_file():
-        raise FileNotFoundError(f"--ckpt_path {ckpt_path}: no such file; want a .ckpt file or last")
+        raise FileNotFoundError(f"--ckpt_path {ckpt_path}: no such file; expected a .ckpt file or last")
     version = version_of(ckpt_path, run_folder)
     if version is not None:
         remove_parts(Path(ckpt_path).parent)

@@ -138,16 +138,16 @@ def test_refuses_foreign_recordings(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments,words",
     [
-        ("0 out", "a whole number >= 1 wanted"),
-        ("1 out --scales big", "a size in pixels, random or changing wanted"),
+        ("0 out", "expected a whole number >= 1"),
+        ("1 out --scales big", "expected a size in pixels, random or changing"),
         ("1 out --generator gerd", "invalid choice"),
         ("1 out --shapes star", "invalid choice"),
-        ("1 out --seed -1", "expected one argument|a whole number >= 0 wanted"),
+        ("1 out --seed -1", "expected one argument|expected a whole number >= 0"),
         ("1 out --unknown", "unknown flag --unknown"),
-        ("1 out --scales 0.5", "at least 1 pixel wanted"),
+        ("1 out --scales 0.5", "expected at least 1 pixel"),
         ("1 out --scales 20 20", "two conditions would share this name"),
-        ("1 out --resolution 40 40 --scales 80", "at least 80 pixels a side wanted"),
-        ("1 out --event_densities 1.5", r"a number in \(0, 1\] wanted"),
+        ("1 out --resolution 40 40 --scales 80", "expected at least 80 pixels a side"),
+        ("1 out --event_densities 1.5", r"expected a number in \(0, 1\]"),
         ("1 out --bg_files nowhere", "no .dat recordings there"),
     ],
 )

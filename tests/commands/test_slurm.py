@@ -38,7 +38,7 @@ LINES = f"""# seven runs, six of them disturbed
 FLAGS = [flag for flag in TINY if not flag.startswith(("--max_epochs", "--batch_size"))]
 pytestmark = pytest.mark.skipif(
     not os.environ.get("SLURM_TEST") or not shutil.which("slurmctld") or os.geteuid() != 0,
-    reason="wants SLURM_TEST=1 (see make slurm-test), root, and Debian's packages slurm-wlm and munge",
+    reason="needs SLURM_TEST=1 (see make slurm-test), root, and Debian's packages slurm-wlm and munge",
 )
 
 

@@ -225,8 +225,8 @@ def test_a_run_ends_with_its_sweep(house):
         (["none.txt", "D", "L"], "none.txt: No such file or directory"),
         (["empty.txt", "D", "L"], "empty.txt: no run in it"),
         (["binary.txt", "D", "L"], "binary.txt: not a text"),
-        (["empty.txt", "D", "L", "--seeds", "4-2"], "want seeds such as"),
-        (["empty.txt", "D", "L", "--jobs", "0"], "want a whole number"),
+        (["empty.txt", "D", "L", "--seeds", "4-2"], "expected seeds such as"),
+        (["empty.txt", "D", "L", "--jobs", "0"], "expected a whole number"),
     ],
 )
 def test_wrong_usage(tmp_path, monkeypatch, capsys, words, message):
@@ -296,7 +296,9 @@ def test_srun_is_told_by_sigusr1_and_what_slurm_told_its_tasks_counts(house, lin
     told = "stopped by SIGUSR1" if "sleep" in line else "best error"
     assert told in (house / "logs/runs-01-seed0/run.log").read_text()
     again = call(house, line, "--jobs", "2", **job)
-    assert again.returncode == 2 and "--jobs 2: want 1 where a SLURM job has several tasks" in again.stderr
+    assert (
+        again.returncode == 2 and "--jobs 2: expected 1 where a SLURM job has several tasks" in again.stderr
+    )
 
 
 def test_log_that_cannot_be_written_is_told(house):

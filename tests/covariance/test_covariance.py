@@ -279,7 +279,7 @@ def test_pictures(tmp_path):
     for name in ("a.png", "b.png"):
         picture = np.asarray(Image.open(tmp_path / name).convert("RGB"))
         assert picture.std() > 5
-    with pytest.raises(ValueError, match="one: 5 panels, want 6"):
+    with pytest.raises(ValueError, match="one: 5 panels, expected 6"):
         commuting_diagram({"one": ([panel] * 5, 0)}, tmp_path / "c.png", "title")
     assert not (tmp_path / "c.png").exists()
 

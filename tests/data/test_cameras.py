@@ -68,9 +68,9 @@ def test_what_cannot_be_read_is_told(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("")
     for name, message in [
         ("none.raw", "no such file"),
-        ("a.raw", "encoding unknown; want EVT2, EVT3 or DAT"),
+        ("a.raw", "encoding unknown; expected EVT2, EVT3 or DAT"),
         ("a.aedat4", r"a\.aedat4: damaged or foreign"),
-        ("a.txt", r"no reader for \.txt; want \.dat, \.raw"),
+        ("a.txt", r"no reader for \.txt; expected \.dat, \.raw"),
     ]:
         with pytest.raises(DataError, match=message):
             read_any(tmp_path / name, (8, 8))

@@ -322,17 +322,17 @@ def test_what_cannot_be_used_is_told_at_once(tmp_path, data):
         (one, {}, "none of 1 recordings is for training, .*80 %"),
         (data, {"dataset_filter": "xyz"}, "no recording of the split train matches 'xyz'"),
         (cut, {}, "a.3.dat: not a recording, or cut short"),
-        (data, {"timesteps": 64}, "a.0.dat: 128 frames; .* want 129; take smaller --timesteps"),
-        (data, {"timesteps": 63, "stack_frames": 2}, "want 129"),
-        (data, {"resolution": (6, 9)}, "a.0.dat: 2 shapes in 9 x 6 pixels; want 2 in 6 x 9"),
+        (data, {"timesteps": 64}, "a.0.dat: 128 frames; .* need 129; take smaller --timesteps"),
+        (data, {"timesteps": 63, "stack_frames": 2}, "need 129"),
+        (data, {"resolution": (6, 9)}, "a.0.dat: 2 shapes in 9 x 6 pixels; expected 2 in 6 x 9"),
     ]
     for root, settings, problem in problems:
         with pytest.raises(DataError, match=problem) as refused:
             ShapeDataset(root, **settings)
         assert "\n" not in str(refused.value)
     wrong = [
-        ({"split": "test"}, "want train, val or all"),
-        ({"dataset_filter": "("}, "want a regular expression"),
+        ({"split": "test"}, "expected train, val or all"),
+        ({"dataset_filter": "("}, "expected a regular expression"),
         ({"timesteps": 0}, "timesteps 0"),
         ({"stack_frames": 0}, "stack_frames 0"),
         ({"network_delay": -1}, "network_delay -1"),
@@ -345,7 +345,7 @@ def test_what_cannot_be_used_is_told_at_once(tmp_path, data):
 
 def test_windows_that_32_bits_cannot_count_are_refused(tmp_path):
     write_many(tmp_path, ["a/0.dat"], shape=(128, 2, 4000, 4000))
-    with pytest.raises(ValueError, match="want fewer than 2.31"):
+    with pytest.raises(ValueError, match="expected fewer than 2.31"):
         ShapeDataset(tmp_path, split="all")
     assert ShapeDataset(tmp_path, 20, split="all").resolution == (4000, 4000)
 
@@ -354,8 +354,8 @@ def test_windows_that_32_bits_cannot_count_are_refused(tmp_path):
 def test_recordings_that_differ_are_told_when_read(tmp_path, workers):
     write_many(tmp_path, ["a/0.dat"])
     for name, shape, shapes, problem in (
-        ("size", (128, 2, 6, 9), 2, "2 shapes in 6 x 9 pixels; want 2 in 9 x 6"),
-        ("shapes", SHAPE, 3, "3 shapes in 9 x 6 pixels; want 2"),
+        ("size", (128, 2, 6, 9), 2, "2 shapes in 6 x 9 pixels; expected 2 in 9 x 6"),
+        ("shapes", SHAPE, 3, "3 shapes in 9 x 6 pixels; expected 2"),
         ("frames", (20, 2, 9, 6), 2, "20 frames, fewer than"),
     )[: 1 if workers else 3]:
         write_recording(tmp_path / "a" / "1.dat", *random_recording(shape=shape, shapes=shapes))

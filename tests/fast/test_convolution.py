@@ -89,5 +89,5 @@ def test_autocast_leaves_frequencies_in_single_precision():
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="convolution 'fft': want one of auto, direct, spectral"):
+    with pytest.raises(ValueError, match="convolution 'fft': expected one of auto, direct, spectral"):
         convolve(*draw((1, 1, 4, 4), (1, 1, 3, 3)), "fft")

@@ -387,11 +387,11 @@ def test_parameters_that_cannot_be(options, words):
 
 
 def test_a_size_that_falls_to_nothing_is_refused():
-    with pytest.raises(ValueError, match="falls below 1 pixel .*: smaller velocity wanted"):
+    with pytest.raises(ValueError, match="falls below 1 pixel .*: expected a smaller velocity"):
         for seed in range(20):
             render(RenderParameters("gerd-0.5.1", (60, 60), 30, scale="changing", velocity=9.0), seed)
 
 
 def test_replay_of_clean_is_refused():
-    with pytest.raises(ValueError, match="published or gerd-0.5.1 wanted"):
+    with pytest.raises(ValueError, match="expected published or gerd-0.5.1"):
         replay(RenderParameters("clean"), 0)

@@ -112,7 +112,7 @@ def test_states_are_broadcast_and_other_shapes_refused(one_pass):
         with pytest.raises(RuntimeError, match="expand"):
             run(current, decay, wrong.double(), None, *layers.CONSTANTS)
     for shape in ((4, 3, 1, 2, 4, 4), (4, 1, 1, 2, 1, 4), (0, 1, 1, 2, 4, 4), (4, 1, 1, 0, 4, 4)):
-        with pytest.raises(ValueError, match="want .T, 1 or 2, B, C, H, W., H, W > 1"):
+        with pytest.raises(ValueError, match="expected .T, 1 or 2, B, C, H, W., H, W > 1"):
             run(torch.zeros(shape).double(), decay, None, None, *layers.CONSTANTS)
 
 

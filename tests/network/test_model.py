@@ -280,7 +280,7 @@ def test_time_constants_stay_one_memory_cell(tmp_path):
 def test_a_field_too_small_is_refused(resolution):
     net = SpatioTemporalModel(config_of({}))
     with pytest.raises(
-        ValueError, match=f"{resolution[0]} x {resolution[1]} pixels: want .* at least 16 x 16"
+        ValueError, match=f"{resolution[0]} x {resolution[1]} pixels: expected .* at least 16 x 16"
     ):
         net(torch.zeros(2, 1, 2, *resolution))
     assert net(torch.zeros(2, 1, 2, 16, 16)).heatmaps.shape == (2, 1, 3, 5, 5)
@@ -291,7 +291,7 @@ def test_a_field_too_small_is_refused(resolution):
 )
 def test_other_channels_are_refused(options, wanted):
     net = SpatioTemporalModel(config_of(options))
-    with pytest.raises(ValueError, match=f"frames of 3 channels, 32 x 48 pixels: want {wanted} channels"):
+    with pytest.raises(ValueError, match=f"frames of 3 channels, 32 x 48 pixels: expected {wanted} channels"):
         net(torch.zeros(2, 1, 3, 32, 48))
 
 

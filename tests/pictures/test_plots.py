@@ -82,7 +82,7 @@ def test_kernels_that_are_zero_not_finite_or_many_are_drawn_too():
     assert len(where(broken, RED)) >= (5 * 16 - 2) ** 2
     assert kernel_grid(np.ones((144 * 144, 7, 7))).shape[1] < 2200  # one pixel per value
     for wrong in (np.zeros((0, 5, 5)), np.zeros((5, 5))):
-        with pytest.raises(ValueError, match=r"kernels: want \(n, h, w\)"):
+        with pytest.raises(ValueError, match=r"kernels: expected \(n, h, w\)"):
             kernel_grid(wrong)
 
 
@@ -121,7 +121,7 @@ def test_the_bank_says_which_field_is_where(tmp_path, written):
 
 def test_the_bank_refuses_rows_that_do_not_fit(tmp_path):
     path = tmp_path / "bank.png"
-    with pytest.raises(ValueError, match=r"2 kernels: want rows \(2, 5 or more\), got \(1, 5\)"):
+    with pytest.raises(ValueError, match=r"2 kernels: expected rows \(2, 5 or more\), got \(1, 5\)"):
         kernel_bank(np.ones((2, 5, 5)), [(1, 0, 1, 0, 0)], path)
     with pytest.raises(ValueError, match="the same field is there twice"):
         kernel_bank(np.ones((2, 5, 5)), [(1, 0, 1, 0, 0, 3.0), (1, 0, 1, 0, 0, 4.0)], path)
@@ -173,7 +173,7 @@ def test_learning_curves_name_the_best_and_refuse_what_does_not_fit(tmp_path, mo
     monkeypatch.setattr(Axes, "plot", record)
     learning_curves({"a": ([0, 1], [math.nan, 3.0]), "b": ([0], [math.nan])}, tmp_path / "a.png")
     assert labels == ["a: 3.00 at best", "b: nan at best"]
-    with pytest.raises(ValueError, match="want at least one"):
+    with pytest.raises(ValueError, match="expected at least one"):
         learning_curves({}, tmp_path / "b.png")
     with pytest.raises(ValueError, match="curve 'a': 2 epochs but 1 errors"):
         learning_curves({"a": ([0, 1], [3.0])}, tmp_path / "b.png")
@@ -262,14 +262,17 @@ def test_a_track_leaves_out_what_is_not_finite_and_holds_the_rest_in_the_field(t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"path": "track.avi"}, r"track\.avi: want a name that ends in \.gif or \.mp4"),
-        ({"fps": 0}, "fps 0: want 1 to 50"),
-        ({"fps": 60}, "fps 60: want 1 to 50"),
-        ({"frames": np.zeros((3, 48, 48))}, r"frames: want \(T, 2, H, W\), got \(3, 48, 48\)"),
-        ({"true_px": np.zeros((3, 2))}, r"true positions: want \(3, N, 2\), got \(3, 2\)"),
-        ({"true_px": np.zeros((2, 1, 2))}, r"true positions: want \(3, N, 2\), got \(2, 1, 2\)"),
-        ({"predicted_px": np.zeros((3, 2, 2))}, r"predicted positions: want \(3, 1, 2\), got \(3, 2, 2\)"),
-        ({"heatmaps": np.zeros((3, 4, 4))}, r"heat maps: want \(3, N, h, w\), got \(3, 4, 4\)"),
+        ({"path": "track.avi"}, r"track\.avi: expected a name that ends in \.gif or \.mp4"),
+        ({"fps": 0}, "fps 0: expected 1 to 50"),
+        ({"fps": 60}, "fps 60: expected 1 to 50"),
+        ({"frames": np.zeros((3, 48, 48))}, r"frames: expected \(T, 2, H, W\), got \(3, 48, 48\)"),
+        ({"true_px": np.zeros((3, 2))}, r"true positions: expected \(3, N, 2\), got \(3, 2\)"),
+        ({"true_px": np.zeros((2, 1, 2))}, r"true positions: expected \(3, N, 2\), got \(2, 1, 2\)"),
+        (
+            {"predicted_px": np.zeros((3, 2, 2))},
+            r"predicted positions: expected \(3, 1, 2\), got \(3, 2, 2\)",
+        ),
+        ({"heatmaps": np.zeros((3, 4, 4))}, r"heat maps: expected \(3, N, h, w\), got \(3, 4, 4\)"),
     ],
 )
 def test_a_track_that_does_not_fit_is_refused(tmp_path, change, message):

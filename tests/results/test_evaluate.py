@@ -182,12 +182,12 @@ def test_what_cannot_be_is_one_line(runs, tmp_path, capsys):
     torch.save({"state_dict": {}}, foreign)
     other = render(tmp_path / "other", recordings=5, shapes=1)
     cases = [
-        (1, [str(data), "nowhere.ckpt"], "nowhere.ckpt: no such file; want a .ckpt file"),
+        (1, [str(data), "nowhere.ckpt"], "nowhere.ckpt: no such file; expected a .ckpt file"),
         (1, [str(data), str(damaged)], "damaged or foreign"),
         (1, [str(data), str(foreign)], "damaged or foreign (no hyper_parameters)"),
         (1, ["nowhere", good], "nowhere: no such folder"),
         (2, [str(other), good], "tracks 3 shapes, recordings in"),
-        (2, [str(data), good, "--device", "tpu9"], "want auto, cpu or cuda"),
+        (2, [str(data), good, "--device", "tpu9"], "expected auto, cpu or cuda"),
         (2, [str(data), good, "--batch_size", "0"], "--batch_size"),
     ]
     for code, words, message in cases:

@@ -195,7 +195,7 @@ def test_what_cannot_be_is_one_line(tmp_path, capsys):
     assert report.main([str(tmp_path)]) == 1
     assert (
         capsys.readouterr().err
-        == f"report.py: {tmp_path}: no TensorBoard files under it; want a folder of logs\n"
+        == f"report.py: {tmp_path}: no TensorBoard files under it; expected a folder of logs\n"
     )
     (tmp_path / "hparams.yaml").write_text("a: !!python/object:torch.device {}")
     assert report._settings(tmp_path) == {}

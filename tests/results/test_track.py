@@ -150,9 +150,9 @@ def test_what_cannot_be_is_one_line(data, checkpoint, tmp_path, capsys):
         (1, [checkpoint, "nowhere.dat"], "nowhere.dat: no such file"),
         (2, [checkpoint, small], "64 x 64 pixels; the network was trained on 32 x 32"),
         (2, [checkpoint, one], "1 shapes; the network tracks 3"),
-        (2, [checkpoint, recording, "--out", "film.avi"], "want a name that ends in .gif or .mp4"),
-        (2, [checkpoint, recording, "--frames", "0"], "--frames 0: want 1 or more"),
-        (2, [checkpoint, recording, "--fps", "99"], "fps 99: want 1 to 50"),
+        (2, [checkpoint, recording, "--out", "film.avi"], "expected a name that ends in .gif or .mp4"),
+        (2, [checkpoint, recording, "--frames", "0"], "--frames 0: expected 1 or more"),
+        (2, [checkpoint, recording, "--fps", "99"], "fps 99: expected 1 to 50"),
     ]
     for code, words, message in cases:
         assert track.main(words) == code

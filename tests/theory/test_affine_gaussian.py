@@ -344,20 +344,26 @@ def test_gradients_of_covariance_map_and_offset():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: affine_kernels(field(1, 1, 0), [(0, 0)], 4), "kernel size 4: want an odd number, 5 or more"),
-        (lambda: affine_kernels(field(1, 1, 0), [(0, 0)], 3), "kernel size 3: want"),
-        (lambda: affine_kernels(field(1, 1, 0), [(0, 0)], 5, "exact"), "'exact': want one of moments, int"),
+        (
+            lambda: affine_kernels(field(1, 1, 0), [(0, 0)], 4),
+            "kernel size 4: expected an odd number, 5 or more",
+        ),
+        (lambda: affine_kernels(field(1, 1, 0), [(0, 0)], 3), "kernel size 3: expected"),
+        (
+            lambda: affine_kernels(field(1, 1, 0), [(0, 0)], 5, "exact"),
+            "'exact': expected one of moments, int",
+        ),
         (
             lambda: affine_kernels(field(1, 1, 0), [(3, 2)], 5),
-            r"order \(3, 2\): want \(m, n\) with m \+ n from",
+            r"order \(3, 2\): expected \(m, n\) with m \+ n from",
         ),
-        (lambda: affine_gaussian(tensor([0, 0]), field(1, 1, 0), [(-1, 0)]), r"order \(-1, 0\): want"),
+        (lambda: affine_gaussian(tensor([0, 0]), field(1, 1, 0), [(-1, 0)]), r"order \(-1, 0\): expected"),
         (
             lambda: affine_kernels(field(1, 1, 0), [(0, 0)], 5, "analogue", tensor(0.1, 0)),
-            "want no offset",
+            "expected no offset",
         ),
-        (lambda: kernel_support(1.0, 0.0), "epsilon 0.0, order 0: want within"),
-        (lambda: kernel_support(1.0, 1e-4, 5), "order 5: want within"),
+        (lambda: kernel_support(1.0, 0.0), "epsilon 0.0, order 0: expected within"),
+        (lambda: kernel_support(1.0, 1e-4, 5), "order 5: expected within"),
     ],
 )
 def test_refusals(call, message):

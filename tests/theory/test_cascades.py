@@ -68,7 +68,7 @@ def test_limit_kernel():
     torch.testing.assert_close(2 * there, here, rtol=1e-9, atol=1e-12)
     wider = cascade_kernel(times, lindeberg_time_constants(100.0, 9, 2.0))[:, -1]  # three stages fewer
     assert (wider - here).abs().max() < 5e-3 * here.max()
-    with pytest.raises(ValueError, match="ratio 1.0: want above 1"):
+    with pytest.raises(ValueError, match="ratio 1.0: expected above 1"):
         lindeberg_time_constants(1.0, 3, 1.0)
 
 
@@ -168,7 +168,7 @@ def test_exponential_step_is_the_cascade_of_one():
     decay = stage_decay(tensor(5.0), 1.0)
     values, _ = leaky_integrate(signal, LIBoxParameters(tau_mem_inv=decay), dt=1.0)
     torch.testing.assert_close(integrate_cascade(signal, tensor(5.0))[0][..., 0], values)
-    with pytest.raises(ValueError, match="step 'exact': want one of euler, exponential, geometric"):
+    with pytest.raises(ValueError, match="step 'exact': expected one of euler, exponential, geometric"):
         stage_decay(tensor(5.0), 1.0, "exact")
 
 

@@ -146,7 +146,7 @@ def test_growing_angles_are_sorted_and_unique():
 
 @pytest.mark.parametrize("counts", [(0, 4, 3), (4, 0, 3), (4, 4, 0), (4, 4, 3, -1)])
 def test_counts_below_one_are_refused(counts):
-    with pytest.raises(ValueError, match="want at least"):
+    with pytest.raises(ValueError, match="expected at least"):
         spatial_parameters(*counts)
 
 

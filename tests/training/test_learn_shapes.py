@@ -239,14 +239,14 @@ def test_every_option_trains(data, tmp_path, option):
 WRONG = {
     "--lrr=1": (2, "unknown flag --lrr"),
     "--net=foo": (2, "choose from"),
-    "--batch_size=x": (2, "--batch_size: want int, not x"),
-    "--batch_size=0": (2, "batch_size 0: want at least 1"),
-    "--weight_sharing=2": (2, "want 0 or 1"),
+    "--batch_size=x": (2, "--batch_size: expected int, not x"),
+    "--batch_size=0": (2, "batch_size 0: expected at least 1"),
+    "--weight_sharing=2": (2, "expected 0 or 1"),
     "--n_classes=2": (2, "have 3 shapes"),
     "--timesteps=40": (1, "take smaller --timesteps"),
     "--dataset_filter=nothing": (1, "matches 'nothing'"),
     "--ckpt_path=nowhere.ckpt": (1, "no such file"),
-    "--resolution=300 300": (1, "want 3 in 300 x 300"),
+    "--resolution=300 300": (1, "expected 3 in 300 x 300"),
     "--lr=1e30": (1, "the loss is"),
     "--accelerator=abacus": (2, "abacus"),
 }

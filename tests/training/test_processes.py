@@ -165,7 +165,7 @@ def test_shares_of_a_batch_are_the_batch(data):
             assert sorted(batch) == sorted(item for part in parts for item in part[k])
             assert all(len(part[k]) <= size for part in parts)
     assert len(collate([]).counts) == 0
-    with pytest.raises(ValueError, match="wants 20 items to train on; there are"):
+    with pytest.raises(ValueError, match="needs 20 items to train on; there are"):
         loader(dataset, 10, True, rank=0, n_processes=2)
 
 
