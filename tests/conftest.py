@@ -1,24 +1,26 @@
-"""What several test files use: the project's own training step, and errors relative to the largest value."""
+"""What several test files use: a step of the model that trains, and errors relative to the largest value."""
 
+import dataclasses
 import importlib.util
+import lzma
 import os
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import hypothesis
 import pytest
 import torch
 from tensorboard.summary.writer import event_file_writer
-from torch import nn
 
+from nrf.data.dataset import EventBatch
 from nrf.fast import native
-from nrf.network.coordinates import COORDINATES, pixel_to_unit
-from nrf.network.losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
-from nrf.network.model import SpatioTemporalModel
-from nrf.network.reference import RECTIFY
+from nrf.training.module import ShapesModel
+
+GOLDEN = Path(__file__).with_name("golden")
 
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("project")
@@ -27,38 +29,35 @@ hypothesis.settings.load_profile("project")
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 
 
-def build_system(config, seed=0):
-    """Network and coordinate under their published names, in float64."""
+def build_model(config, seed=0):
+    """The model that trains, in float64."""
     torch.manual_seed(seed)
-    modules = {"net": SpatioTemporalModel(config), "coordinate": COORDINATES[config.coordinate]()}
-    return nn.ModuleDict(modules).double()
+    return ShapesModel(**dataclasses.asdict(config)).double()
 
 
-def run_system(system, warmup, x, labels_px):
-    """One training step up to its loss: what `oracles.reference_run` returns, and the target maps."""
-    config = system["net"].config
-    with torch.no_grad():
-        response = system["net"](warmup)
-        _, position = system["coordinate"](RECTIFY[config.rectification](response.heatmaps))
-    response = system["net"](x, response.state)
-    heatmaps = RECTIFY[config.rectification](response.heatmaps)
-    coordinates, position = system["coordinate"](heatmaps, position)
-    labels = pixel_to_unit(labels_px, config.resolution)
-    targets = gaussian_targets(labels, heatmaps.shape[-2:])
-    terms = {
-        "norm": coordinate_distance(coordinates, labels),
-        "reg": REGULARISERS[config.regularization](heatmaps, targets) * config.regularization_scale,
-    }
-    if config.net == "lif":
-        terms["spike_reg"] = spike_regulariser(response.activities)
-    terms["loss"] = sum(terms.values())
+def sparse_batch(warmup, x, labels_px):
+    """Both halves (t, B, 2, H, W) of a window and its labels (T, B, N, 2) as a loader hands them over."""
+    cells = torch.cat([warmup, x]).transpose(0, 1).flatten(1)
+    events = [sample.nonzero().flatten().int() for sample in cells]
+    counts = torch.tensor([len(own) for own in events])
+    return EventBatch(torch.cat(events), counts, labels_px.transpose(0, 1))
+
+
+def training_step(model, warmup, x, labels_px):
+    """`ShapesModel.training_step` on the events of these frames: its tracking, loss and what it logs.
+
+    Returns the fields of its `Tracking`; terms: the loss, differentiable, and the others as logged; error_px.
+    """
+    seen = []
+    hook = model.register_forward_hook(lambda module, inputs, tracking: seen.append(tracking))
+    with mock.patch.multiple(model, log=mock.DEFAULT, log_dict=mock.DEFAULT) as logged:
+        result = model.training_step(sparse_batch(warmup, x, labels_px), 0)
+    hook.remove()
+    terms, error = logged["log_dict"].call_args_list[0].args[0], logged["log"].call_args_list[0].args
+    assert error[0] == "train/error_px" and torch.equal(terms["train/loss"], result["loss"])
+    terms = {name.removeprefix("train/"): value for name, value in terms.items()}
     return SimpleNamespace(
-        heatmaps=heatmaps,
-        coordinates=coordinates,
-        activities=response.activities,
-        state=response.state,
-        terms=terms,
-        targets=targets,
+        **seen[-1]._asdict(), tracking=seen[-1], terms=terms | {"loss": result["loss"]}, error_px=error[1]
     )
 
 
@@ -73,8 +72,23 @@ def relative_error(actual, wanted):
 
 @pytest.fixture(scope="session")
 def project():
-    """`build(config, seed)`, `run(system, warmup, x, labels_px)` and `error(actual, wanted)`."""
-    return SimpleNamespace(build=build_system, run=run_system, error=relative_error)
+    """`build(config, seed)`, `run(model, warmup, x, labels_px)` and `error(actual, wanted)`."""
+    return SimpleNamespace(build=build_model, run=training_step, error=relative_error)
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory):
+    """`golden("li_shared.pt")`: the path of a file of tests/golden, unpacked."""
+    folder = tmp_path_factory.mktemp("golden")
+
+    def unpacked(name):
+        path = folder / name
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(lzma.decompress((GOLDEN / f"{name}.xz").read_bytes()))
+        return path
+
+    return unpacked
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-from pathlib import Path
 
 import gerd
 import numpy as np
@@ -19,7 +18,12 @@ from nrf.data.dataset import (
     write_recording,
 )
 
-GERD = Path(__file__).resolve().parents[2].parent / "shared" / "gerd"
+GERD = (  # of release 0.5.1, and of the paper's version
+    "gerd0.5.1_v0.50_s20_seed0",
+    "published_v0.20_s10",
+    "published_v0.20_s20",
+    "published_v0.64_scaling_seed0",
+)
 SHAPE = (128, 2, 9, 6)
 # timesteps, stack_frames, sum_frames
 WINDOWS = [
@@ -86,12 +90,12 @@ def test_windows_are_the_published_ones(data, t, stack, sums, delay):
     assert_equals_textbook(dataset, [*range(dataset.chunks), len(dataset) - 1], t, stack, sums, delay)
 
 
-@pytest.mark.skipif(not GERD.is_dir(), reason="no recordings of GERD's own (../shared/gerd) here")
 @pytest.mark.parametrize("t, stack, sums, delay", [(40, 1, 0, 1), (20, 3, 0, 0), (4, 8, 1, 1), (1, 1, 0, 0)])
-def test_windows_of_gerds_own_recordings(t, stack, sums, delay):
-    dataset = ShapeDataset(GERD.parent, t, "all", delay, stack, sums, dataset_filter=r"gerd/.*_v.*dat$")
-    assert len(dataset.files) == 4 and dataset.n_classes == 3 and dataset.resolution == (300, 300)
-    items = [0, dataset.chunks - 1, len(dataset) - 1]  # of release 0.5.1, and of the paper's version
+def test_windows_of_gerds_own_recordings(golden, t, stack, sums, delay):
+    files = [golden(f"gerd/{name}.dat") for name in GERD]
+    dataset = ShapeDataset(files[0].parents[1], t, "all", delay, stack, sums)
+    assert dataset.files == files and dataset.n_classes == 3 and dataset.resolution == (300, 300)
+    items = [0, dataset.chunks - 1, len(dataset) - 1]
     assert_equals_textbook(dataset, items, t, stack, sums, delay)
 
 

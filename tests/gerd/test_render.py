@@ -1,7 +1,6 @@
 """Rendering: bit-identical to GERD in replays, the same distribution natively, and what `clean` promises."""
 
 import hashlib
-from pathlib import Path
 
 import gerd.__main__ as gerd_main
 import gerd.shapes as gerd_shapes
@@ -15,7 +14,6 @@ from nrf.gerd.outlines import Poses, TruePictures, f32, row_spans
 from nrf.gerd.pictures import GerdPictures
 from nrf.gerd.render import GENERATORS, SHAPES, RenderParameters, render, replay
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 FIELD = (40, 48)  # small, and not square
 
 
@@ -127,7 +125,7 @@ def test_replay_is_pinned(case):
     )
 
 
-GOLDEN = [
+REPLAYED = [
     "s10_v0.20",
     "s20_v0.20",
     "s40_v0.20",
@@ -139,29 +137,26 @@ GOLDEN = [
 ]
 
 
-@pytest.mark.parametrize("case", GOLDEN)
-def test_replay_equals_the_papers_version(case):
-    path = SHARED / "gerd" / "replay_published.pt"
-    if not path.exists():
-        pytest.skip("the paper's version's own renderings are not here (../shared/gerd/replay_published.pt)")
-    stored = torch.load(path, weights_only=True)
-    assert set(GOLDEN) == set(stored)
-    golden, names = stored[case], {True: "changing", False: "random"}
-    wanted = dict(golden["parameters"])
+@pytest.mark.parametrize("case", REPLAYED)
+def test_replay_equals_the_papers_version(golden, case):
+    stored = torch.load(golden("gerd/replay_published.pt"), weights_only=True)
+    assert set(REPLAYED) == set(stored)
+    own, names = stored[case], {True: "changing", False: "random"}
+    wanted = dict(own["parameters"])
     scale = wanted["scale"]
     p = RenderParameters(
         generator="published",
-        length=golden["length"],
+        length=own["length"],
         scale=names[scale] if isinstance(scale, bool) else scale,
         velocity=wanted["max_velocity"],
         rotate=wanted.get("rotate", False),
         shear=wanted.get("shear", False),
         event_density=wanted["event_density"],
     )
-    recording, state = replay(p, golden["seed"])
-    assert np.array_equal(recording.events.T, golden["indices"].numpy())
-    assert np.array_equal(recording.labels, golden["labels"].numpy()[:, :, 0])
-    assert hashlib.sha256(state.tobytes()).hexdigest() == golden["rng_sha256"]
+    recording, state = replay(p, own["seed"])
+    assert np.array_equal(recording.events.T, own["indices"].numpy())
+    assert np.array_equal(recording.labels, own["labels"].numpy()[:, :, 0])
+    assert hashlib.sha256(state.tobytes()).hexdigest() == own["rng_sha256"]
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -259,10 +254,8 @@ def test_noise_is_bernoulli(generator, fields):
 
 
 @pytest.mark.parametrize("size", [10, 20])
-def test_native_published_against_real_recordings(size):
-    path = SHARED / "gerd" / f"published_v0.20_s{size}.dat"
-    if not path.exists():
-        pytest.skip(f"no recording of the paper's version here (../shared/gerd/{path.name})")
+def test_native_published_against_real_recordings(golden, size):
+    path = golden(f"gerd/published_v0.20_s{size}.dat")
     real = torch.load(path, weights_only=True)[0].coalesce().indices().numpy()
     own = [render(RenderParameters("published", scale=float(size)), seed).events for seed in range(8)]
     counts = np.array([np.bincount(e[:, 1], minlength=2) for e in own])

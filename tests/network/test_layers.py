@@ -14,7 +14,13 @@ from nrf.network import layers
 from nrf.network.model import SpatioTemporalModel, SpatioTemporalRF, TemporalRF
 
 CONFIG = dict(
-    resolution=(52, 46), n_spatial_scales=1, n_angles=2, n_ratios=2, n_temporal_scales=3, dropout=0.0
+    timesteps=3,
+    resolution=(52, 46),
+    n_spatial_scales=1,
+    n_angles=2,
+    n_ratios=2,
+    n_temporal_scales=3,
+    dropout=0.0,
 )
 
 
@@ -172,22 +178,22 @@ def test_bands_are_the_whole(project, monkeypatch, net, skips, normalisation, ap
     monkeypatch.setattr(layers, "APART", apart)
     monkeypatch.setattr(layers, "banded_response", lambda *args: bands.append(args[-1]) or banded(*args))
     for checkpointed in (0, 1):
-        system = project.build(Config(**options, checkpoint_activations=checkpointed))
+        model = project.build(Config(**options, checkpoint_activations=checkpointed))
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for p in system.parameters():
+            for p in model.parameters():
                 p.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
         warmup, x = ((torch.rand(3, 2, 2, 52, 46, generator=generator) < 0.2).double() for _ in range(2))
-        run = project.run(system, warmup, x, 40 * torch.rand(3, 2, 3, 2, generator=generator).double())
+        run = project.run(model, warmup, x, 40 * torch.rand(3, 2, 3, 2, generator=generator).double())
         run.terms["loss"].backward()
-        runs.append((run, {name: p.grad for name, p in system.named_parameters()}))
+        runs.append((run, {name: p.grad for name, p in model.named_parameters()}))
         assert bool(bands) == bool(checkpointed)
     assert 0 < bands[0] < 26 and bands[0] % 2 == 0
     (plain, wanted), (run, gradients) = runs
     assert project.error(run.heatmaps, plain.heatmaps) < 1e-12
     if net == "lif":
         assert plain.activities.min() > 0 and project.error(run.activities, plain.activities) < 1e-12
-    for state, plain_state in zip(run.state.fields[0], plain.state.fields[0], strict=True):
+    for state, plain_state in zip(run.state.network.fields[0], plain.state.network.fields[0], strict=True):
         assert net == "ann" or project.error(state.v, plain_state.v) < 1e-12
     for name, gradient in wanted.items():
         if gradient is None:

@@ -14,6 +14,12 @@ from nrf.network.reference import reference_run
 from nrf.training.module import ShapesModel
 
 TINY = {"resolution": (32, 48), "n_spatial_scales": 1, "n_angles": 2, "n_ratios": 2, "dropout": 0.0}
+# no two alike, and each large enough to count in the loss
+WEIGHTS = {
+    "regularization_scale": 0.2,
+    "regularization_activity_mean": 0.07,
+    "regularization_activity_scale": 0.3,
+}
 OPTIONS = {
     "net": ("li", "lif", "ann"),
     "weight_sharing": (1, 0),
@@ -66,7 +72,7 @@ def covering_cases():
 
 def config_of(case, **more):
     case = {name: value for name, value in case.items() if name not in ("frames", "training")}
-    return Config(**{**TINY, **case, **more})
+    return Config(**{**TINY, **WEIGHTS, **case, **more})
 
 
 def events(config, T, B=2, seed=0, density=0.1):
@@ -75,40 +81,57 @@ def events(config, T, B=2, seed=0, density=0.1):
     return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < density).to(torch.uint8)
 
 
+def window(config, B=2, T=4):
+    """Both halves of a window, each (T + stack_frames - 1, B, 2, H, W), and its labels."""
+    raw = Config(resolution=config.resolution)
+    halves = [events(raw, T + config.stack_frames - 1, B, seed) for seed in range(2)]
+    return *halves, labels(config, T, B)
+
+
+def stacked(config, frames):
+    """Steps (T, B, C, H, W) as the network sees them, of frames (T + stack_frames - 1, B, 2, H, W)."""
+    seen = frames.unfold(0, config.stack_frames, 1).movedim(-1, 2)
+    return seen.sum(2) if config.sum_frames else seen.flatten(2, 3)
+
+
 def labels(config, T, B=2):
     """Positions (T, B, N, 2) in pixels."""
     drawn = torch.rand(T, B, config.n_classes, 2, generator=torch.Generator().manual_seed(7))
     return drawn.double() * torch.tensor(config.resolution, dtype=torch.float64)
 
 
-def lively(system):
+def lively(model):
     """Weights for which maps and gradients are not mostly zero: outputs that differ, LIF that fires."""
     generator = torch.Generator().manual_seed(3)
-    gain = 4 if system["net"].config.net == "lif" else 1
+    gain = 4 if model.config.net == "lif" else 1
     with torch.no_grad():
-        for name, p in system.named_parameters():
+        for name, p in model.named_parameters():
             if name.endswith(("spatial.weight", "classifier.0.weight")):
                 noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
                 p.add_(gain * noise / p[0].numel() ** 0.5)
             elif ".norm." in name or name.endswith("skip_weight"):
                 p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
-    return system
+    return model
 
 
-def assert_equals_oracle(project, config, training=True, warm=3, T=4, B=2):
-    system = lively(project.build(config)).train(training)
-    parameters = dict(system.named_parameters())
-    buffers = dict(system.named_buffers())
-    warmup, x, positions = events(config, warm, B), events(config, T, B, seed=1), labels(config, T, B)
+def assert_equals_oracle(project, config, training=True, B=2):
+    model = lively(project.build(config)).train(training)
+    parameters = dict(model.named_parameters())
+    buffers = dict(model.named_buffers())
+    *halves, positions = window(config, B, config.timesteps)
+    warmup, x = (stacked(config, half) for half in halves)
     wanted = reference_run(config, parameters, buffers, warmup, x, positions, training)
     wanted_gradients = gradients(wanted.terms["loss"], parameters)
-    actual = project.run(system, warmup, x, positions)
+    actual = project.run(model, *halves, positions)
 
     assert project.error(actual.heatmaps, wanted.heatmaps) < TOLERANCE
     assert project.error(actual.coordinates, wanted.coordinates) < TOLERANCE
     assert actual.terms.keys() == wanted.terms.keys()
     for name, term in wanted.terms.items():
         assert project.error(actual.terms[name], term) < TOLERANCE, name
+    resolution = torch.tensor(config.resolution)
+    off_px = (wanted.coordinates + 1) / 2 * resolution - positions
+    assert project.error(actual.error_px, off_px.square().sum(-1).sqrt().mean()) < TOLERANCE
     if config.net == "lif":
         assert wanted.activities.abs().min() > 0.001  # it fires
         assert project.error(actual.activities, wanted.activities) < TOLERANCE
@@ -134,22 +157,22 @@ def assert_same_gradients(project, actual, wanted):
 
 
 def short_name(case):
-    stacked, summed = case["frames"]
-    return f"{case['net']}-{case['temporal_backend']}-share{case['weight_sharing']}-x{stacked}{'S' * summed}"
+    stack, summed = case["frames"]
+    return f"{case['net']}-{case['temporal_backend']}-share{case['weight_sharing']}-x{stack}{'S' * summed}"
 
 
 @pytest.mark.parametrize("case", covering_cases(), ids=short_name)
 def test_equals_the_oracle(project, case):
-    stacked, summed = case["frames"]
-    config = config_of(case, stack_frames=stacked, sum_frames=summed)
+    stack, summed = case["frames"]
+    config = config_of(case, stack_frames=stack, sum_frames=summed, timesteps=4)
     assert_equals_oracle(project, config, case["training"])
 
 
 @pytest.mark.parametrize("net", OPTIONS["net"])
 @pytest.mark.parametrize("T, B", [(1, 2), (4, 1), (1, 1)])
 def test_equals_the_oracle_for_one_step_and_one_recording(project, net, T, B):
-    config = config_of({"net": net, "n_temporal_scales": 2, "regularization": "js"})
-    assert_equals_oracle(project, config, T=T, B=B)
+    config = config_of({"net": net, "n_temporal_scales": 2, "regularization": "js"}, timesteps=T)
+    assert_equals_oracle(project, config, B=B)
 
 
 @pytest.mark.parametrize("sharing", [1, 0])
@@ -158,7 +181,7 @@ def test_equals_the_oracle_for_one_step_and_one_recording(project, net, T, B):
 def test_relu_channels_computed_once_equal_all_of_them(project, sharing, skips, training):
     """The oracle walks every channel; statistics of shared batch norm take an update from each."""
     case = {"net": "ann", "n_temporal_scales": 3, "batch_normalization": 1, "coordinate": "dsnt"}
-    config = config_of(case, weight_sharing=sharing, skip_connections=skips)
+    config = config_of(case, timesteps=4, weight_sharing=sharing, skip_connections=skips)
     assert_equals_oracle(project, config, training)
 
 
@@ -178,22 +201,20 @@ def test_separate_channels_take_the_fields_of_their_scale():
 @pytest.mark.parametrize("sharing", [1, 0])
 def test_two_chunks_are_the_whole(project, net, sharing):
     case = {"net": net, "weight_sharing": sharing, "batch_normalization": 1, "skip_connections": 1}
-    system = lively(project.build(config_of(case, n_temporal_scales=2)))
-    other = project.build(config_of(case, n_temporal_scales=2))
-    other.load_state_dict(system.state_dict())
-    x = events(system["net"].config, 7)
-    whole = system["net"](x)
-    first = other["net"](x[:3])
-    second = other["net"](x[3:], first.state)
-    repeated = other["net"].eval()(x[3:], first.state)
-    again = other["net"](x[3:], first.state)
+    one, other = (lively(project.build(config_of(case, n_temporal_scales=2))).net for _ in range(2))
+    x = events(one.config, 7)
+    whole = one(x)
+    first = other(x[:3])
+    second = other(x[3:], first.state)
+    repeated = other.eval()(x[3:], first.state)
+    again = other(x[3:], first.state)
     assert torch.equal(repeated.heatmaps, again.heatmaps)  # a state handed in is left as it was
     chunks = torch.cat([first.heatmaps, second.heatmaps])
     assert project.error(chunks, whole.heatmaps) < TOLERANCE
     activities = (3 * first.activities + 4 * second.activities) / 7
     torch.testing.assert_close(activities, whole.activities, rtol=TOLERANCE, atol=1e-14)
     buffers = dict(other.named_buffers())
-    for name, buffer in system.named_buffers():
+    for name, buffer in one.named_buffers():
         torch.testing.assert_close(buffers[name], buffer, rtol=TOLERANCE, atol=1e-14)
     if net != "ann":
         for actual, wanted in zip(second.state.fields[0], whole.state.fields[0], strict=True):
@@ -203,9 +224,9 @@ def test_two_chunks_are_the_whole(project, net, sharing):
 
 @pytest.mark.parametrize("net", ["li", "lif"])
 def test_warm_up_states_are_constants(project, net):
-    system = lively(project.build(config_of({"net": net, "n_temporal_scales": 2})))
+    model = lively(project.build(config_of({"net": net, "n_temporal_scales": 2})))
     with torch.no_grad():
-        state = system["net"](events(system["net"].config, 3)).state
+        state = model.net(events(model.config, 3)).state
     voltages = [layer.v for layer in state.fields[0]] + [state.classifier.v]
     assert not any(v.requires_grad for v in voltages) and all(v.abs().max() > 0 for v in voltages)
 
@@ -233,24 +254,24 @@ UNSHARED = {"weight_sharing": 0, "n_temporal_scales": 2, "init_scheme_spatial": 
     ],
 )
 def test_one_adam_step_moves_a_time_constant_as_aliased_parameters_do(project, options, count):
-    system = lively(project.build(config_of(UNSHARED | options)))
-    config = system["net"].config
-    run = project.run(system, events(config, 3), events(config, 4, seed=1), labels(config, 4))
-    run.terms["loss"].backward()
-    lr, weight_decay, eps = 5e-3, 1e-2, 1e-8
+    lr, weight_decay, eps = 4e-3, 1e-2, 1e-8
+    config = config_of(UNSHARED | options, timesteps=4, lr=lr, weight_decay=weight_decay)
+    model = lively(project.build(config))
+    project.run(model, *window(config)).terms["loss"].backward()
     wanted = []
     for k in range(2):
-        constants = time_constants(system["net"], k)
+        constants = time_constants(model.net, k)
         assert len(constants) == count
         tau = constants[0].item()
         for parameter in constants:  # first step of Adam: both moments are the gradient's own
             gradient = parameter.grad.item() + weight_decay * tau
             tau -= lr * gradient / (abs(gradient) + eps)
         wanted.append(tau)
-    before = [time_constants(system["net"], k)[0].item() for k in range(2)]
-    torch.optim.Adam(system.parameters(), lr=lr, weight_decay=weight_decay, eps=eps).step()
+    before = [time_constants(model.net, k)[0].item() for k in range(2)]
+    (optimizer,), _ = model.configure_optimizers()
+    optimizer.step()
     for k in range(2):
-        moved = {parameter.item() for parameter in time_constants(system["net"], k)}
+        moved = {parameter.item() for parameter in time_constants(model.net, k)}
         assert len(moved) == 1
         assert moved.pop() - before[k] == pytest.approx(wanted[k] - before[k], rel=1e-6)
 
@@ -303,7 +324,7 @@ def test_events_come_in_any_dtype(dtype):
 
 
 def test_maps_are_dropped_in_training_only(project):
-    net = lively(project.build(config_of({"net": "ann", "dropout": 0.5, "n_classes": 2})))["net"]
+    net = lively(project.build(config_of({"net": "ann", "dropout": 0.5, "n_classes": 2}))).net
     x = events(net.config, 6)
     kept = net.eval()(x).heatmaps
     assert torch.equal(net(x).heatmaps, kept)
@@ -394,16 +415,16 @@ def test_compiled_normalisation_is_the_plain_one(project, monkeypatch):
         compile_(module, backend="aot_eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", trace)
-    config = Config(**TINY, batch_normalization=1)
+    config = config_of({"batch_normalization": 1}, timesteps=4)
     outcomes = []
     for compiling in (False, True):
-        system = lively(project.build(config))
+        model = lively(project.build(config))
         if compiling:
-            system["net"].compile_normalisation()
-        run = project.run(system, events(config, 2), events(config, 3, seed=1), labels(config, 3))
+            model.net.compile_normalisation()
+        run = project.run(model, *window(config))
         run.terms["loss"].backward()
-        gradients_ = [p.grad for p in system.parameters() if p.grad is not None]
-        outcomes.append([run.heatmaps, *system.buffers(), *gradients_])
+        gradients_ = [p.grad for p in model.parameters() if p.grad is not None]
+        outcomes.append([run.heatmaps, *model.buffers(), *gradients_])
     assert len(compiled) == 3
     for plain, traced in zip(*outcomes, strict=True):
         assert project.error(traced, plain) < TOLERANCE

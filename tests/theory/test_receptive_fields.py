@@ -1,7 +1,6 @@
 """Kernel banks against the published ones and the installed Norse's, and the theory's own properties."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,10 +28,8 @@ from nrf.theory.receptive_fields import (
     temporal_rates_hz,
 )
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
 FILES = {"published": "kernels_norse2025.pt", "norse-1.1.0": "kernels_norse110.pt"}
 COUNTS = {"paper": (4, 4, 3), "small": (2, 3, 2)}  # scales, angles, ratios
-with_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="no golden numbers (../shared/golden) here")
 
 
 def largest_error(actual, wanted):
@@ -42,18 +39,17 @@ def largest_error(actual, wanted):
 # --- banks ---
 
 
-@with_golden
 @pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize("family", FILES)
-def test_banks_are_the_published_ones(family, counts):
-    golden = torch.load(GOLDEN / FILES[family], weights_only=True)[counts]
+def test_banks_are_the_published_ones(golden, family, counts):
+    published = torch.load(golden(FILES[family]), weights_only=True)[counts]
     rows = spatial_parameters(*COUNTS[counts], family=family)
-    wanted_rows = golden["rows"][:, [0, 1, 2, -2, -1]]  # the 2025 rows also have a position, always 0
+    wanted_rows = published["rows"][:, [0, 1, 2, -2, -1]]  # the 2025 rows also have a position, always 0
     torch.testing.assert_close(rows, wanted_rows, rtol=1e-6, atol=1e-6)
     for size in KERNEL_SIZES:
         kernels = spatial_kernels(rows, size, family)
         assert kernels.dtype == torch.float32
-        assert largest_error(kernels, golden[f"size{size}"]) < 1e-6
+        assert largest_error(kernels, published[f"size{size}"]) < 1e-6
 
 
 @pytest.mark.parametrize("counts", [(4, 4, 3), (2, 3, 2), (1, 1, 1), (3, 2, 4)])
