@@ -14,8 +14,8 @@ python=${PYTHON:-$here/.venv/bin/python}
 [ -x "$python" ] || python=${PYTHON:-python3}
 
 # shellcheck disable=SC2086
-PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} "$python" -m nrf generate_data "${SPATIAL_N:-500}" "$spatial" --generator published \
+"$python" "$here/nrf" generate_data "${SPATIAL_N:-500}" "$spatial" --generator published \
     --scales 10 20 40 80 --velocities 0.2 ${OPTIONS:-}
 # shellcheck disable=SC2086
-PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} "$python" -m nrf generate_data "${TEMPORAL_N:-2000}" "$temporal" --generator published \
+"$python" "$here/nrf" generate_data "${TEMPORAL_N:-2000}" "$temporal" --generator published \
     --scales "${TEMPORAL_SCALES:-random}" --velocities 0.16 0.32 0.64 1.28 ${OPTIONS:-}

@@ -19,5 +19,4 @@ if [ ! -f "$here/nrf/commands/sweep.py" ] && [ -n "${SLURM_JOB_ID:-}" ]; then # 
 fi
 python=${PYTHON:-$here/.venv/bin/python}
 [ -x "$python" ] || python=${PYTHON:-python3}
-export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
-exec "$python" -m nrf sweep "$@"
+exec "$python" "$here/nrf" sweep "$@"

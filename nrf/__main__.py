@@ -1,11 +1,17 @@
-"""Every command:  python3 -m nrf COMMAND [arguments];  installed,  nrf COMMAND [arguments]."""
+"""Every command:  python3 -m nrf COMMAND [arguments];  installed,  nrf COMMAND [arguments];  from anywhere,
+python3 path/to/nrf COMMAND [arguments]."""
 
 import difflib
 import importlib
 import signal
 import sys
+from pathlib import Path
 
-from nrf import __version__
+HERE = Path(__file__).resolve().parent
+if Path(sys.path[0]) == HERE:  # started as a folder: its parent is what holds the package
+    sys.path[0] = str(HERE.parent)
+
+from nrf import __version__  # noqa: E402
 
 COMMANDS = {
     "generate_data": "render recordings of moving shapes",

@@ -28,6 +28,8 @@ from nrf.system.sweep import (
     Sweep,
 )
 
+PACKAGE = Path(__file__).resolve().parents[1]
+
 
 def seeds(text):
     """The seeds of "3", "0-4" or "0-2,7"."""
@@ -98,7 +100,7 @@ def plan(args, extra):
 
 def command(run, data):
     """The words of a run's command: a line's words are data, no shell ever sees them."""
-    program = [*slurm.srun(), sys.executable, "-m", "nrf", "learn_shapes", data, str(run.folder)]
+    program = [*slurm.srun(), sys.executable, str(PACKAGE), "learn_shapes", data, str(run.folder)]
     return [*program, QUIET, *run.words, "--ckpt_path=last"]
 
 

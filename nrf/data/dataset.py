@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from nrf.data import frame_memory
 from nrf.data.sampling import EpochSampler, SharedBatches
 from nrf.system.archive import UNREADABLE, ArchiveError, load_tensors, save_whole
 from nrf.system.processes import follow_parent
@@ -296,7 +295,7 @@ def dense_frames(batch, resolution, timesteps, stack_frames=1, sum_frames=0):
     sample = torch.repeat_interleave(torch.arange(B, device=device), batch.counts, output_size=len(events))
     place = torch.add(events, sample, alpha=stack_frames * cells)  # x + alpha * y, in one pass
     place = torch.add(place, events // cells, alpha=in_step - cells)
-    frames = frame_memory.zeros(n_steps * in_step, device)
+    frames = torch.zeros(n_steps * in_step, dtype=torch.uint8, device=device)
     for newer in range(stack_frames):
         frames[(stack_frames - 1 - newer) * in_step + newer * cells :][place] = 1
     steps = frames.view(n_steps, B, 2 * stack_frames, H, W)[stack_frames - 1 :]

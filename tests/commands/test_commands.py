@@ -1,5 +1,6 @@
 """All commands: one style of help, one version, errors in one line, flags that a shell completes."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -59,9 +60,15 @@ def test_bash_completes_flags_and_choices(tmp_path):
     script = f"""cd {tmp_path}
 source {ROOT}/completion.bash
 complete_ () {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _nrf_complete; echo "${{COMPREPLY[*]}}"; }}
-complete_ {sys.executable} {ROOT}/generate_data.py 5 out --sca
-complete_ {sys.executable} {ROOT}/generate_data.py 5 out --generator g
+complete_ {sys.executable} -m nrf cov
+complete_ {sys.executable} -m nrf generate_data 5 out --sca
+complete_ {sys.executable} -m nrf generate_data 5 out --generator g
+complete_ {sys.executable} {ROOT}/learn_shapes.py data logs --lr_d
 complete_ {sys.executable} {ROOT}/no_command.py 5 out --sca
 """
-    done = subprocess.run([bash, "-c", script], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == ["--scales", "gerd-0.5.1", ""] and done.stderr == ""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([bash, "-c", script], capture_output=True, text=True, timeout=120, env=environment)
+    assert (
+        done.stdout.splitlines() == ["covariance", "--scales", "gerd-0.5.1", "--lr_decay", ""]
+        and done.stderr == ""
+    )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from nrf.commands import generate_data
+from nrf.data import generation
 from nrf.data.dataset import read_recording, write_recording
 from nrf.gerd.render import RenderParameters, render
 
@@ -69,15 +70,15 @@ def test_data_set_of_two_sizes_and_velocities(tmp_path, capsys):
     ],
 )
 def test_folder_names_as_published(flags, name):
-    assert generate_data.folder_name(RenderParameters(**flags)) == name
+    assert generation.folder_name(RenderParameters(**flags)) == name
 
 
 def test_one_recording_can_be_made_again_alone(tmp_path):
     assert command(f"2 {tmp_path} {SMALL} --seed 5 --workers 1") == 0
-    folders, _ = generate_data.plan(generate_data.parse(f"1 {tmp_path} {SMALL} --seed 5".split()))
+    folders, _ = generation.plan(generate_data.parse(f"1 {tmp_path} {SMALL} --seed 5".split()))
     before = contents(tmp_path)
     (tmp_path / SUB / "1.dat").unlink()
-    generate_data.render_one(folders[0], 1, [])
+    generation.render_one(folders[0], 1, [])
     assert contents(tmp_path) == before
 
 
@@ -95,8 +96,8 @@ def test_goes_on_where_it_stopped(tmp_path, capsys):
 
 def test_workers_change_nothing(tmp_path, monkeypatch):
     assert command(f"6 {tmp_path}/one {SMALL} --workers 1") == 0
-    monkeypatch.setattr(generate_data, "ALONE_S", -1.0)
-    monkeypatch.setattr(generate_data, "WORTH_S", -1.0)
+    monkeypatch.setattr(generation, "ALONE_S", -1.0)
+    monkeypatch.setattr(generation, "WORTH_S", -1.0)
     assert command(f"6 {tmp_path}/two {SMALL} --workers 2") == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
@@ -166,8 +167,8 @@ def test_wrong_usage_is_exit_2_and_writes_nothing(tmp_path, monkeypatch, capsys,
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failed_recording_ends_the_command_and_is_named(tmp_path, monkeypatch, capsys, workers):
     """A background of another size cannot lie under: it fails in the recording, here or in a worker."""
-    monkeypatch.setattr(generate_data, "ALONE_S", -1.0)
-    monkeypatch.setattr(generate_data, "WORTH_S", -1.0)
+    monkeypatch.setattr(generation, "ALONE_S", -1.0)
+    monkeypatch.setattr(generation, "WORTH_S", -1.0)
     background = tmp_path / "backgrounds" / "b.dat"
     background.parent.mkdir()
     write_recording(background, np.array([[0, 1, 2, 3]]), np.zeros((60, 1, 2), np.float32), (60, 2, 40, 40))
@@ -185,7 +186,8 @@ def test_a_failed_recording_ends_the_command_and_is_named(tmp_path, monkeypatch,
 
 def start(tmp_path, patch=""):
     """nrf generate_data in a process of its own, with many recordings to render."""
-    code = f"import sys, generate_data\n{patch}\nif __name__ == '__main__': sys.exit(generate_data.main())"
+    imports = "import sys\nfrom nrf.commands import generate_data\nfrom nrf.data import generation"
+    code = f"{imports}\n{patch}\nif __name__ == '__main__': sys.exit(generate_data.main())"
     script = tmp_path / "run.py"
     script.write_text(code)
     arguments = f"5000 {tmp_path}/out {SMALL} --workers 2".split()
@@ -203,7 +205,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.05)
 
 
-IN_PROCESSES = "generate_data.ALONE_S = generate_data.WORTH_S = -1.0"
+IN_PROCESSES = "generation.ALONE_S = generation.WORTH_S = -1.0"
 
 
 @pytest.mark.parametrize("patch", ["", IN_PROCESSES])
@@ -255,9 +257,9 @@ def test_gerds_own_data_set_class_loads_what_we_write(tmp_path):
 def test_fixture_is_what_the_command_renders():
     """The stream of random numbers is fixed; whoever changes it changes FORMAT too.  The fixture was made by
     nrf generate_data 1 tests/fixtures  and the flags in SMALL."""
-    folders, _ = generate_data.plan(generate_data.parse(f"1 {FIXTURE.parents[1]} {SMALL}".split()))
+    folders, _ = generation.plan(generate_data.parse(f"1 {FIXTURE.parents[1]} {SMALL}".split()))
     kept = read_recording(FIXTURE)
-    seed = (0, generate_data.zlib.crc32(SUB.encode()), 0)
+    seed = (0, generation.zlib.crc32(SUB.encode()), 0)
     again = render(folders[0].parameters, seed)
     assert np.array_equal(kept.events.numpy(), again.events) and np.array_equal(
         kept.labels.numpy(),

@@ -143,9 +143,9 @@ def test_dry_run_prints_commands_that_a_shell_reads_back(house):
     run = call(house, "--name 'a b' --lr=1\n--net=lif --seed 7\n", "--dry-run", "--devices=1")
     first, second = (shlex.split(line) for line in run.stdout.splitlines())
     assert run.returncode == 0 and not (house / "logs").exists()
-    assert first[1:6] == ["-m", "nrf", "learn_shapes", "DATA", str(house / "logs/runs-01-seed0")]
-    assert first[7:] == ["--name", "a b", "--lr=1", "--devices=1", "--ckpt_path=last"]
-    assert second[5].endswith("runs-02-seed7")
+    assert first[1:5] == [str(house / "nrf"), "learn_shapes", "DATA", str(house / "logs/runs-01-seed0")]
+    assert first[6:] == ["--name", "a b", "--lr=1", "--devices=1", "--ckpt_path=last"]
+    assert second[4].endswith("runs-02-seed7")
 
 
 def test_array_tasks_take_their_run(house):

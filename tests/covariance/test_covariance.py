@@ -1,4 +1,4 @@
-"""What covariance.py measures with: images, maps and errors whose truth is known; the command, whole."""
+"""What nrf covariance measures with: images, maps and errors whose truth is known; the command, whole."""
 
 import csv
 import math
@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nrf.commands import covariance as covariance_command
 from nrf.config import Config
 from nrf.covariance import report as covariance
 from nrf.covariance.families import kernel_rows, nearest_members, sample, time_rows
@@ -304,7 +305,7 @@ def test_the_command_writes_tables_and_pictures(quick, tmp_path, capsys):
     model = ShapesModel(**settings)
     checkpoint = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
     torch.save(checkpoint, tmp_path / "one.ckpt")
-    assert covariance.main([str(tmp_path / "one.ckpt"), "--out", str(tmp_path / "out")]) == 0
+    assert covariance_command.main([str(tmp_path / "one.ckpt"), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     written = (tmp_path / "out" / "covariance.md").read_text()
     assert "What the exact family promises" in printed and printed.split("\n\nsee ")[0] in written
@@ -327,7 +328,7 @@ def test_the_command_writes_tables_and_pictures(quick, tmp_path, capsys):
 def test_mistakes_are_told_in_one_line(words, code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     try:
-        returned = covariance.main(words)
+        returned = covariance_command.main(words)
     except SystemExit as end:
         returned = end.code
     err = capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_learn_shapes import TINY, render, scalars
 
+from nrf.commands import evaluate as evaluate_command
 from nrf.commands import learn_shapes
 from nrf.data.dataset import ShapeDataset, collate, write_recording
 from nrf.network.coordinates import pixel_to_unit
@@ -132,7 +133,7 @@ def test_the_error_is_the_one_that_training_logged(runs):
         trained = load_trained(checkpoint)
         logged = scalars(checkpoint.parents[1])[1]["val/error_px"][-1][1]
         assert trained.error_px == pytest.approx(logged, rel=1e-6)
-        results = evaluate.run(evaluate.command_line().parse_args([str(data), str(checkpoint)]))
+        results = evaluate.run(evaluate_command.command_line().parse_args([str(data), str(checkpoint)]))
         own = results[0]
         assert own.errors["all", "all"].mean == pytest.approx(logged, rel=1e-6)
         shapes = [own.errors["shape", s].mean for s in ("circle", "square", "triangle")]
@@ -141,7 +142,8 @@ def test_the_error_is_the_one_that_training_logged(runs):
 
 def test_the_command_prints_and_writes_the_same(runs, tmp_path, capsys):
     data, logs = runs
-    assert evaluate.main([str(data), str(logs), "--out", str(tmp_path / "out"), "--batch_size", "3"]) == 0
+    out = str(tmp_path / "out")
+    assert evaluate_command.main([str(data), str(logs), "--out", out, "--batch_size", "3"]) == 0
     printed = capsys.readouterr().out
     content = json.loads((tmp_path / "out" / "errors.json").read_text())
     assert content["split"] == "val" and content["unit"] == "px"
@@ -191,7 +193,7 @@ def test_what_cannot_be_is_one_line(runs, tmp_path, capsys):
         (2, [str(data), good, "--batch_size", "0"], "--batch_size"),
     ]
     for code, words, message in cases:
-        assert evaluate.main(words) == code
+        assert evaluate_command.main(words) == code
         out, err = capsys.readouterr()
-        assert out == "" and message in err and err.startswith("evaluate.py: ")
-        assert err.strip().splitlines()[-1].startswith("evaluate.py: ")
+        assert out == "" and message in err and err.startswith("nrf evaluate: ")
+        assert err.strip().splitlines()[-1].startswith("nrf evaluate: ")

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch.utils.tensorboard import SummaryWriter
 
+from nrf.commands import report as report_command
 from nrf.config import Config
 from nrf.results import report
 from nrf.results.report import (
@@ -172,7 +173,7 @@ def test_the_tables(logs):
 
 def test_the_command(logs, tmp_path, capsys):
     out = tmp_path / "report"
-    assert report.main([str(logs), "--out", str(out)]) == 0
+    assert report_command.main([str(logs), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "| a/version_0 " in printed and "crashed" in printed and f"see {out}/index.html" in printed
     pictures = {path.name for path in out.glob("*.png")}
@@ -185,17 +186,17 @@ def test_the_command(logs, tmp_path, capsys):
 
 def test_boxes_are_of_finished_runs_with_the_published_medians(logs, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(report, "error_boxes", lambda panels, path: seen.update(panels))
+    monkeypatch.setattr(report, "error_boxes", lambda panels, path: path.touch() or seen.update(panels))
     report.draw([read_run(folder, logs) for folder in find_runs(logs)], tmp_path)
     assert seen["spatial"] == [("LI", "rf", [1.5, 2.5], 1.1)]
     assert seen["temporal"] == [("LIF", "uniform-rf", [12.0], None)] and "x" not in seen
 
 
 def test_what_cannot_be_is_one_line(tmp_path, capsys):
-    assert report.main([str(tmp_path)]) == 1
+    assert report_command.main([str(tmp_path)]) == 1
     assert (
         capsys.readouterr().err
-        == f"report.py: {tmp_path}: no TensorBoard files under it; expected a folder of logs\n"
+        == f"nrf report: {tmp_path}: no TensorBoard files under it; expected a folder of logs\n"
     )
     (tmp_path / "hparams.yaml").write_text("a: !!python/object:torch.device {}")
     assert report._settings(tmp_path) == {}
@@ -208,7 +209,7 @@ def test_what_cannot_be_is_one_line(tmp_path, capsys):
 @pytest.mark.skipif(not chromium.find(), reason="needs Chromium: apt-get install chromium")
 def test_the_page_in_a_browser(logs, tmp_path):
     pytest.importorskip("websocket", reason="needs websocket-client, of requirements-dev.txt")
-    assert report.main([str(logs), "--out", str(tmp_path / "report")]) == 0
+    assert report_command.main([str(logs), "--out", str(tmp_path / "report")]) == 0
     (tmp_path / "report" / "index.html").rename(tmp_path / "alone.html")
     with chromium.Chromium() as browser:
         browser.open(f"file://{tmp_path}/alone.html")

@@ -7,6 +7,7 @@ from PIL import Image
 from test_learn_shapes import TINY, render
 
 from nrf.commands import learn_shapes
+from nrf.commands import track as track_command
 from nrf.data.dataset import ShapeDataset, collate, dense_frames, read_recording
 from nrf.network.coordinates import unit_to_pixel
 from nrf.pictures.films import terminal_picture
@@ -111,19 +112,19 @@ def checkpoint(data, tmp_path_factory):
 
 def test_the_command_films(data, checkpoint, tmp_path, capsys):
     recording = str(next(data.glob("*/4.dat")))
-    assert track.main([checkpoint, recording, "--out", str(tmp_path / "a.gif"), "--frames", "9"]) == 0
+    assert track_command.main([checkpoint, recording, "--out", str(tmp_path / "a.gif"), "--frames", "9"]) == 0
     out = capsys.readouterr().out
     assert "LI, rf: 9 frames of 32 x 32 pixels" in out and "ms per frame (median of 9)" in out
     assert "error in pixels, mean of 8 frames" in out
     film = Image.open(tmp_path / "a.gif")
     assert film.n_frames == 9
-    assert track.main([checkpoint, recording, "--out", str(tmp_path / "a.mp4"), "--frames", "5"]) == 0
+    assert track_command.main([checkpoint, recording, "--out", str(tmp_path / "a.mp4"), "--frames", "5"]) == 0
     assert b"ftyp" in (tmp_path / "a.mp4").read_bytes()[:12]
 
 
 def test_live_draws_every_frame_and_no_film(data, checkpoint, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert track.main([checkpoint, str(next(data.glob("*/4.dat"))), "--live", "--frames", "4"]) == 0
+    assert track_command.main([checkpoint, str(next(data.glob("*/4.dat"))), "--live", "--frames", "4"]) == 0
     out = capsys.readouterr().out
     assert [f"frame {t} / 4" in out for t in (1, 2, 3, 4, 5)] == [True] * 4 + [False]
     assert out.count("\u2580") > 4 * 16 * 16 and list(tmp_path.iterdir()) == []
@@ -155,6 +156,6 @@ def test_what_cannot_be_is_one_line(data, checkpoint, tmp_path, capsys):
         (2, [checkpoint, recording, "--fps", "99"], "fps 99: expected 1 to 50"),
     ]
     for code, words, message in cases:
-        assert track.main(words) == code
+        assert track_command.main(words) == code
         out, err = capsys.readouterr()
-        assert out == "" and message in err and err.startswith("track.py: ") and err.count("\n") == 1
+        assert out == "" and message in err and err.startswith("nrf track: ") and err.count("\n") == 1
