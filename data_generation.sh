@@ -1,9 +1,9 @@
 #!/bin/sh
 # The paper's two data sets:  sh data_generation.sh [SPATIAL_ROOT TEMPORAL_ROOT]
 # Sizes 10 20 40 80 at velocity 0.2, 500 recordings each; velocities 0.16 0.32 0.64 1.28 at random size, 2000 each.
-# What the published script cannot tell: whether the sizes of the second set changed while a recording ran. Here
+# What the published script does not say: whether the sizes of the second set changed while a recording ran. Here
 # they are constant; TEMPORAL_SCALES=changing makes the other. Other settings: SPATIAL_N, TEMPORAL_N (recordings), and
-# OPTIONS for nrf generate_data, e.g. OPTIONS="--generator clean --workers 4". An interrupted call goes on where it stopped.
+# OPTIONS for nrf generate_data, e.g. OPTIONS="--generator clean --workers 4". An interrupted call resumes where it stopped.
 set -eu
 
 [ $# -eq 0 ] || [ $# -eq 2 ] || { echo "usage: sh data_generation.sh [SPATIAL_ROOT TEMPORAL_ROOT]" >&2; exit 2; }

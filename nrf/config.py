@@ -8,13 +8,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LEAST = {
+MINIMUM = {
     **dict.fromkeys(("timesteps", "stack_frames", "batch_size", "n_classes"), 1),
     **dict.fromkeys(("n_spatial_scales", "n_temporal_scales", "n_angles", "n_ratios"), 1),
     **dict.fromkeys(("network_delay", "num_workers", "n_angles_grow", "lr", "weight_decay", "seed"), 0),
 }  # smallest values, of fields that have one
 # how a run is computed, not what
-FREE = ("num_workers", "temporal_backend", "convolution", "checkpoint_activations", "compile")
+EXECUTION_ONLY = ("num_workers", "temporal_backend", "convolution", "checkpoint_activations", "compile")
 
 
 def option(default, help, choices=None, from_data=False):
@@ -30,9 +30,9 @@ def flag(default, help):
     return option(default, help, choices=(0, 1))
 
 
-def decisive(settings):
-    """The settings that decide what a run computes: a run goes on, and is compared, with these the same."""
-    kept = {name: value for name, value in settings.items() if name not in FREE}
+def result_affecting(settings):
+    """The settings that decide what a run computes: runs are resumed and compared only where these agree."""
+    kept = {name: value for name, value in settings.items() if name not in EXECUTION_ONLY}
     if settings.get("net") == "lif" and settings.get("temporal_backend") == "norse":
         kept["temporal_backend"] = "norse"  # with a gradient of its own (FIDELITY 5)
     return kept
@@ -122,9 +122,9 @@ class Config:
                 raise ValueError(
                     f"{name} {getattr(self, name)!r}: expected one of {', '.join(map(str, choices))}"
                 )
-        for name, least in LEAST.items():
-            if not getattr(self, name) >= least:  # NaN is refused too
-                raise ValueError(f"{name} {getattr(self, name)}: expected at least {least}")
+        for name, minimum in MINIMUM.items():
+            if not getattr(self, name) >= minimum:  # NaN is refused too
+                raise ValueError(f"{name} {getattr(self, name)}: expected at least {minimum}")
         start = self.receptive_fields, self.init_scheme_spatial
         if self.train_receptive_fields and start != ("exact", "rf"):
             raise ValueError(

@@ -8,7 +8,7 @@ import pytest
 
 from nrf.commands.config_files import read_config_lines
 from nrf.commands.parser import CommandLine, add_settings, zero_or_one
-from nrf.config import Config, decisive, run_name
+from nrf.config import Config, result_affecting, run_name
 
 ROOT = Path(__file__).resolve().parents[1]
 FIELDS = {setting.name: setting for setting in dataclasses.fields(Config)}
@@ -46,10 +46,10 @@ def refusal(parser, capsys, *words):
 )
 def test_a_run_goes_on_with_another_backend_if_its_gradients_are_the_same(net, backends, same):
     one, other = (
-        decisive(dataclasses.asdict(Config(net=net, temporal_backend=backend, num_workers=n)))
+        result_affecting(dataclasses.asdict(Config(net=net, temporal_backend=backend, num_workers=n)))
         for n, backend in enumerate(backends)
     )
-    assert (one == other) is same and one != decisive(dataclasses.asdict(Config(net=net, lr=0.5)))
+    assert (one == other) is same and one != result_affecting(dataclasses.asdict(Config(net=net, lr=0.5)))
 
 
 def test_defaults_are_the_paper():

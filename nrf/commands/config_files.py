@@ -7,7 +7,7 @@ from pathlib import Path
 def config_lines(path):
     """What a `config_*.txt` holds, line by line: (number in the file, command-line words, problem).
 
-    Blank lines and # comments are passed over.  The words are data: no shell reads them.  problem: in words
+    Blank lines and # comments are skipped.  The words are data: no shell reads them.  problem: in words
     where a line's quotes do not close, else None.  ValueError for a file that is no text.
     """
     try:

@@ -7,7 +7,7 @@ writes N recordings for every velocity, event density and size, each condition i
     OUT/v0.20-p1.00-s10.0_1000/0.dat ... 499.dat
 
 named by velocity, event density, size, and whether shapes translate, change size, rotate, shear.
-Random size is s0.0 (and s1.0_.1.. when it changes), as GERD names it. An interrupted command goes on where
+Random size is s0.0 (and s1.0_.1.. when it changes), as GERD names it. An interrupted command resumes where
 it stopped; a folder keeps what it was rendered with in parameters.json and refuses anything else.
 """
 
@@ -133,7 +133,7 @@ def main(arguments=None):
         print(f"nrf generate_data: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("nrf generate_data: stopped; the same command goes on from here", file=sys.stderr)
+        print("nrf generate_data: stopped; the same command resumes from here", file=sys.stderr)
         return 130
     there = len(mine) - len(jobs)
     print(

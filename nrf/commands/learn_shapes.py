@@ -34,7 +34,7 @@ def command_line():
 
 
 def parse(argv=None):
-    """The command line as a dict of flags. SystemExit 2 behind one line for a bad one."""
+    """The command line as a dict of flags. SystemExit 2 after one line for a bad one."""
     return vars(command_line().parse_args(argv))
 
 
@@ -47,7 +47,7 @@ def main(argv=None):
         number = stop.args[0] if isinstance(stop, Stopped) else signal.SIGTERM
         if rank_zero_only.rank:  # the first process speaks for all, and Lightning would kill it for our code
             return 0
-        print(f"stopped by {signal.Signals(number).name}; to go on: the same command with --ckpt_path last")
+        print(f"stopped by {signal.Signals(number).name}; to resume: the same command with --ckpt_path last")
         return 128 + number
     except KeyboardInterrupt:
         if rank_zero_only.rank == 0:

@@ -25,7 +25,7 @@ def zero_or_one(text):
 
 
 class Help(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
-    """Short names of values, the default behind each flag, indented lines of a description as they are."""
+    """Short names of values, the default after each flag, indented lines of a description as they are."""
 
     def _fill_text(self, text, width, indent):
         parts = text.strip().split("\n\n")

@@ -4,8 +4,8 @@
     sbatch --array=1-16 --time=24:00:00 sweep.sh config_snn.txt DATA LOGS --seed 1
 
 One line = one run = one folder LOGS/CONFIG-LINE-seedSEED: what learn_shapes.py leaves, its output in
-run.log, and finished.json once it has ended well.  A finished line is passed over, an interrupted one
-continues.  Further flags go to learn_shapes.py, behind the line's own.  Lines are counted without blank
+run.log, and finished.json once it has ended well.  A finished line is skipped, an interrupted one
+resumed.  Further flags go to learn_shapes.py, after the line's own.  Lines are counted without blank
 ones and comments; array task i takes the i-th run, all lines of the first seed first.  SIGUSR1, SIGTERM and
 Ctrl-C let each running batch end and save; within SLURM the job is then requeued, unless it was cancelled
 or the signal was Ctrl-C.
@@ -125,13 +125,13 @@ def main(argv=None):
             else:
                 print(shlex.join(command(run, args.data)))
         return int(any(run.problem for run in runs))
-    folders, told = [run.folder for run in runs], []
+    folders, answers = [run.folder for run in runs], []
 
     def ask(saved=False):
-        """For another start of this job within SLURM, told once."""
-        answer = None if told else slurm.requeue(folders, saved)
+        """Request a requeue of this job within SLURM, reported once."""
+        answer = None if answers else slurm.requeue(folders, saved)
         if answer:
-            told.append(answer)
+            answers.append(answer)
             print(answer, flush=True)
 
     in_slurm = slurm.within()
@@ -141,6 +141,6 @@ def main(argv=None):
         if in_slurm and sweep.received != signal.SIGINT:  # Ctrl-C in an interactive job is for good
             ask(saved=True)
         else:
-            print("stopped; the same command goes on", flush=True)
+            print("stopped; the same command resumes", flush=True)
         return 128 + sweep.received
     return int(bool(sweep.bad))

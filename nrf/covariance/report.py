@@ -67,7 +67,7 @@ def column(rows, key="error"):
 def space_table(rows, families):
     header = ["size", "order", "held"]
     for family in families:
-        header += [family, "largest", "behind gain"]
+        header += [family, "largest", "up to gain"]
     lines = []
     for size in dict.fromkeys(column(rows, "size")):
         for order in NAMES:
@@ -93,7 +93,7 @@ def pivot(rows, line_keys, column_key, value="error", columns=None):
 
 
 def promises(space, time):
-    """What the exact family promises, lines (what, wanted, exact, published, published behind the best gain,
+    """What the exact family promises, lines (what, wanted, exact, published, published up to the best gain,
     reached); errors in %."""
     held = [row for row in space if row["holds"]]
     parts = (
@@ -124,13 +124,13 @@ def report(parts):
         (
             "What the exact family promises: relative errors in %",
             markdown_table(
-                ["", "wanted", "exact", "published", "behind gain", "reached"], promises(space, time)
+                ["", "promised", "exact", "published", "up to gain", "reached"], promises(space, time)
             ),
         ),
         (
             "Space, analytic images: transform, then filter against filter, then transform",
             "Medians and largest relative l2 errors in % over fields and maps; size needed: what holds all "
-            "but 1e-4 of both kernels; held: how often the size does; behind gain: the median behind the "
+            "but 1e-4 of both kernels; held: how often the size does; up to gain: the median up to the "
             "best common gain.\n\n" + space_table(space, FAMILIES),
         ),
         (
@@ -147,7 +147,7 @@ def report(parts):
         ),
         (
             "Space, GERD shapes of 16 pixels, size as needed: medians in %; edges are one pixel wide before "
-            "and behind every map, which no kernel can make up for",
+            "and after every map, which no kernel can make up for",
             pivot(parts["shapes"], ("image", "family"), "order", columns=NAMES),
         ),
         (

@@ -5,7 +5,7 @@
 
 Images are functions of the plane, so that both sides are evaluated without interpolating anything: a kernel
 is summed over pixels around any place.  Errors are relative l2 norms over the places x', in the tables named
-`error`; `shape_error` is what remains behind the best common gain, the published kernels' gains being what
+`error`; `shape_error` is what remains up to the best common gain, the published kernels' gains being what
 they are.  Source: paper, Results and Methods (covariance properties).
 """
 
@@ -161,7 +161,7 @@ def support_of(field, order=2, epsilon=EPSILON):
 
 
 def errors(actual, wanted):
-    """Relative l2 error of actual (P, n), and that behind the best gain, (n,) each."""
+    """Relative l2 error of actual (P, n), and that up to the best gain, (n,) each."""
     norm = wanted.norm(dim=0)
     gain = (actual * wanted).sum(0) / actual.square().sum(0).clamp_min(1e-300)
     return (actual - wanted).norm(dim=0) / norm, (gain * actual - wanted).norm(dim=0) / norm

@@ -52,7 +52,7 @@ class EventBatch(NamedTuple):
 
 
 def write_recording(path, events, labels, shape):
-    """Write a recording as GERD does, whole or not at all; the same recording makes the same bytes.
+    """Write a recording as GERD does, atomically; the same recording makes the same bytes.
 
     events: (n, 4) integers (frame, polarity, H, W), in any order.  labels: (T, N, 2) pixels.
     shape: (T, 2, H, W).  ValueError for events or labels that do not fit the shape.
@@ -158,7 +158,7 @@ class ShapeDataset(Dataset):
     """Windows of recordings under `root`/*/*.dat, with the published split and windows.
 
     Item i is chunk i % chunks of file i // chunks: t warm-up steps, then t steps to train on, and the labels
-    `network_delay` ms behind them (t = timesteps; with stacking a step sees `stack_frames` frames, and a
+    `network_delay` ms after them (t = timesteps; with stacking a step sees `stack_frames` frames, and a
     window is t + stack_frames - 1 frames).  Only chunks that fit exist (FIDELITY 17).  split: "train", the
     first 80 % of each folder's files; "val", the rest; "all".  dataset_filter: regular expression searched in
     the path. resolution: (H, W) that every recording must have, None for that of the first.
@@ -184,7 +184,7 @@ class ShapeDataset(Dataset):
             )
         self.timesteps, self.network_delay, self.stack_frames = timesteps, network_delay, stack_frames
         self.n_channels = 2 if sum_frames else 2 * stack_frames
-        self.window = timesteps + stack_frames - 1  # frames behind the steps of one half
+        self.window = timesteps + stack_frames - 1  # frames that the steps of one half see
         self.files = recordings(root, split, dataset_filter)
         first = read_recording(self.files[0])
         self.resolution = tuple(resolution or first.shape[2:])
@@ -290,7 +290,7 @@ def dense_frames(batch, resolution, timesteps, stack_frames=1, sum_frames=0):
     H, W = resolution
     events, cells, device = batch.events, 2 * H * W, batch.events.device  # cells of one frame
     # A frame is in stack_frames steps: the oldest of one, newer in those before.  The steps of both halves as
-    # one are made, with room before the first; those across the middle are left out in the end.
+    # one are made, with space before the first; those across the middle are left out in the end.
     n_steps, in_step = 2 * window + stack_frames - 1, B * stack_frames * cells
     sample = torch.repeat_interleave(torch.arange(B, device=device), batch.counts, output_size=len(events))
     place = torch.add(events, sample, alpha=stack_frames * cells)  # x + alpha * y, in one pass

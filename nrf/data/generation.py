@@ -7,7 +7,7 @@ writes N recordings for every velocity, event density and size, each condition i
     OUT/v0.20-p1.00-s10.0_1000/0.dat ... 499.dat
 
 named by velocity, event density, size, and whether shapes translate, change size, rotate, shear.
-Random size is s0.0 (and s1.0_.1.. when it changes), as GERD names it. An interrupted command goes on where
+Random size is s0.0 (and s1.0_.1.. when it changes), as GERD names it. An interrupted command resumes where
 it stopped; a folder keeps what it was rendered with in parameters.json and refuses anything else.
 """
 
@@ -58,7 +58,7 @@ def folder_name(p):
 
 
 def plan(args):
-    """The folders to fill, checked against what is there. ValueError tells what cannot be."""
+    """The folders to fill, checked against what is there. ValueError says what cannot be."""
     backgrounds = sorted(args.bg_files.rglob("*.dat")) if args.bg_files else []
     if args.bg_files and not backgrounds:
         raise ValueError(f"--bg_files {args.bg_files}: no .dat recordings there")
@@ -195,7 +195,7 @@ class RenderError(Exception):
 
 def _reason(error):
     if isinstance(error, BrokenProcessPool):
-        return "a worker process ended (out of memory?); the same command, with fewer --workers, goes on"
+        return "a worker process ended (out of memory?); the same command with fewer --workers resumes"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
@@ -206,7 +206,7 @@ def _write_description(folder):
 
 
 def _missing(jobs):
-    """Those not rendered yet.  A damaged one is told and counts as missing; a killed writer's part goes."""
+    """Jobs not done yet: damaged files are reported and count as missing; a killed writer's part is removed."""
     parts = {folder: list(folder.glob(".*.dat.*")) for folder in {folder.path for folder, _ in jobs}}
     missing = []
     for folder, index in jobs:
@@ -219,5 +219,5 @@ def _missing(jobs):
         except DataError as error:
             missing.append((folder, index))
             if path.exists():
-                print(f"rendered anew: {error}", file=sys.stderr)
+                print(f"rendered again: {error}", file=sys.stderr)
     return missing

@@ -18,7 +18,7 @@ BORDER = 5  # pixels that GERD keeps free between a shape and the border
 SIZE_RANGE = (0.05, 0.7)  # smallest and largest size as parts of the shorter side
 SHEAR_MAX = 30.0  # degrees
 SHEAR_JITTER = (
-    0.01  # degrees: GERD shears by U[s, s + 0.01] along x and U[0, 0.01] along y, anew in every frame
+    0.01  # degrees: GERD shears by U[s, s + 0.01] along x and U[0, 0.01] along y, drawn again in every frame
 )
 OFF_START = 10.0  # kept: degrees of rotation and shear in the published version when both are off
 

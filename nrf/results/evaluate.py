@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nrf.config import decisive
+from nrf.config import result_affecting
 from nrf.data.dataset import ShapeDataset, loader
 from nrf.network.coordinates import unit_to_pixel
 from nrf.pictures.plots import error_boxes
@@ -98,7 +98,7 @@ def evaluate(trained, data, batch_size=None, num_workers=0, baselines=False, eac
         settings["seed"],
         trained.path,
         trained.error_px,
-        decisive(settings),
+        result_affecting(settings),
     )
     others = {name: Result(name) for name in (CENTRE, CENTROID) if baselines}
     batches, i = loader(data, batch_size or settings["batch_size"], False, num_workers), 0

@@ -29,7 +29,7 @@ from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.util.tensor_util import make_ndarray
 
-from nrf.config import decisive
+from nrf.config import result_affecting
 from nrf.pictures.plots import error_boxes, learning_curves
 from nrf.results.tables import (
     NETWORKS,
@@ -46,7 +46,7 @@ from nrf.training.board import RECORD
 SILENT_S = 1800.0  # a run elsewhere that wrote nothing for so long has crashed
 ERROR = "val/error_px"
 OVER = ("finished", "over")  # states of runs that the boxes are of
-GROUP = ("net", "init_scheme_spatial", "init_scheme_temporal", "stack_frames")  # told by a run's group
+GROUP = ("net", "init_scheme_spatial", "init_scheme_temporal", "stack_frames")  # shown by a run's group
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;font-size:13px}img{max-width:100%}h1,h2{font-weight:600}code{font-size:13px}
 td,th{border-bottom:1px solid #ddd;padding:.25rem .6rem;text-align:left}"""
@@ -105,7 +105,7 @@ def read_scalars(folder, tags):
     for path in sorted(folder.glob("events.out.tfevents.*")):
         times = []
         for entry in entries(path):
-            if entry.session_log.status == SessionLog.START:  # goes on from here: what follows is forgotten
+            if entry.session_log.status == SessionLog.START:  # resumed from here: what follows is discarded
                 scalars = {
                     tag: {step: value for step, value in values.items() if step < entry.step}
                     for tag, values in scalars.items()
@@ -192,8 +192,8 @@ def process_lives(pid):
 
 
 def differing(runs):
-    """Names of the settings in which runs differ, other than those their groups tell."""
-    settings = [decisive(run.settings) for run in runs]
+    """Names of the settings in which runs differ, other than those that their groups show."""
+    settings = [result_affecting(run.settings) for run in runs]
     names = sorted({name for found in settings for name in found} - {*GROUP})
     return [name for name in names if len({repr(found.get(name)) for found in settings}) > 1]
 

@@ -28,7 +28,7 @@ from nrf.training.checkpoints import load_trained, pick_device
 
 
 class Tracker:
-    """A network that takes one frame at a time and remembers what it needs of those before.
+    """A network that takes one frame at a time and keeps what it needs of earlier ones.
 
     The same numbers as the network on all frames at once, from rest: its state is carried, and the last
     `stack_frames` frames are kept where it sees several.
@@ -40,7 +40,7 @@ class Tracker:
 
     @torch.inference_mode()
     def step(self, frame):
-        """Positions (N, 2) in pixels and heat maps (N, h, w) behind the next frame (2, H, W).
+        """Positions (N, 2) in pixels and heat maps (N, h, w) after the next frame (2, H, W).
 
         The position is where each shape will be `network_delay` ms later.  None while the frames that the
         network sees at once are not all there.
@@ -89,7 +89,7 @@ def follow(model, recording, each=None):
 
 
 def delayed_labels(recording, delay, n_classes):
-    """Where the shapes are `delay` ms behind each frame (T, N, 2): NaN behind the end, or without labels."""
+    """Where the shapes are `delay` ms after each frame (T, N, 2): NaN beyond the end, or without labels."""
     labels_px = np.full((recording.shape[0], n_classes, 2), np.nan)
     if recording.labels is not None:
         later = recording.labels[delay:].numpy()
@@ -104,10 +104,12 @@ def summary(track, labels_px, config):
     lines = []
     if known.any():
         settled = errors_px[config.timesteps :][known[config.timesteps :]]
-        behind = (
-            f"; behind a warm-up of {config.timesteps} frames {settled.mean():.2f}" if len(settled) else ""
+        settled_px = (
+            f"; after a warm-up of {config.timesteps} frames {settled.mean():.2f}" if len(settled) else ""
         )
-        lines.append(f"error in pixels, mean of {known.sum()} frames: {errors_px[known].mean():.2f}{behind}")
+        lines.append(
+            f"error in pixels, mean of {known.sum()} frames: {errors_px[known].mean():.2f}{settled_px}"
+        )
     if len(track.step_ms):
         ms = np.median(track.step_ms)
         lines.append(

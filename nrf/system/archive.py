@@ -1,4 +1,4 @@
-"""Torch archives, written whole or not at all and read without trusting them.
+"""Torch archives, written atomically and read without trusting them.
 
 An archive (`torch.save`) is checked before torch sees it: its zip, the check sum of every record, and
 its pickle, run dry with inert stand-ins, so that what claims more memory than the file holds, or calls
@@ -50,7 +50,7 @@ class ArchiveError(ValueError):
 
 
 def save_whole(path, content):
-    """`torch.save`, whole or not at all; the same content makes the same bytes."""
+    """`torch.save`, atomically; the same content makes the same bytes."""
     archive = io.BytesIO()  # a file's own name would end up in it
     torch.save(content, archive)
     write_whole(path, archive.getbuffer())
@@ -118,7 +118,7 @@ def _dry_run(file, content):
 
 
 def _record(entry, content):
-    """The bytes of an entry of a zip's directory, behind its header."""
+    """The bytes of an entry of a zip's directory, after its header."""
     start = entry.header_offset
     signature, name, extra = struct.unpack("<4s22x2H", content[start : start + 30])
     start += 30 + name + extra
@@ -167,9 +167,7 @@ class _DryRun(pickle.Unpickler):
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name in OPCODES_REFUSED:
                 raise ArchiveError(f"its pickle uses {opcode.name}")
-            if "PUT" in opcode.name and int(argument) > len(
-                content
-            ):  # the unpickler would make room for as many
+            if "PUT" in opcode.name and int(argument) > len(content):  # the unpickler would allocate as many
                 raise ArchiveError("its pickle asks for too much memory")
         super().__init__(io.BytesIO(content))
         self.records, self.folder = records, folder

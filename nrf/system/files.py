@@ -1,4 +1,4 @@
-"""Files whole or not at all, and locks; the standard library only.
+"""Atomic files and locks; the standard library only.
 
 A file is written beside its place, synced to the disk, and renamed into it, so that no reader and no crash
 ever meets half of one.
@@ -36,7 +36,7 @@ def whole_file(path, ending="", make_folder=True):
 
 
 def write_whole(path, content):
-    """Write bytes to a file, whole or not at all, into a folder that is there.  OSError naming the file."""
+    """Write bytes to a file atomically, into an existing folder.  OSError naming the file."""
     try:
         with whole_file(path, make_folder=False) as partial, partial.open("wb") as file:
             file.write(content)

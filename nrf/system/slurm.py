@@ -1,4 +1,4 @@
-"""What sweep.sh asks of SLURM: which task of an array this is, and to be started again.
+"""What sweep.sh asks of SLURM: which task of an array this is, and to requeue it.
 
 What `scontrol show job` says of a job whose batch script gets a signal, as measured on SLURM 22.05:
 
@@ -67,16 +67,16 @@ def requeue(folders, saved):
     job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
     shown, complaint = _scontrol("show", "job", "-o", job)
-    told = dict(re.findall(r"(?<!\S)(JobState|Reason|Restarts|PreemptTime)=(\S+)", shown))
-    state, at_limit = told.get("JobState", "unknown"), told.get("Reason") == "TimeLimit"
-    if int(told.get("Restarts", 0)) > restarts:
+    job_record = dict(re.findall(r"(?<!\S)(JobState|Reason|Restarts|PreemptTime)=(\S+)", shown))
+    state, at_limit = job_record.get("JobState", "unknown"), job_record.get("Reason") == "TimeLimit"
+    if int(job_record.get("Restarts", 0)) > restarts:
         return f"job {job} is requeued by SLURM"
     if not (state in ("RUNNING", "TIMEOUT") or (state == "COMPLETING" and at_limit)):
         if not saved and complaint:
             return None
-        how = "preempted" if told.get("PreemptTime", "None") != "None" else state
+        how = "preempted" if job_record.get("PreemptTime", "None") != "None" else state
         how = "cancelled" if how == "COMPLETING" else how
-        return f"job {job} is {how}: not requeued; submitted again, it goes on" + (
+        return f"job {job} is {how}: not requeued; submitted again, it resumes" + (
             f" ({complaint})" if complaint else ""
         )
     if not saved and state == "RUNNING":

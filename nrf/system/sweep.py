@@ -1,16 +1,4 @@
-"""Every line of a config file as one run, here or as a SLURM array:  ./sweep.sh CONFIG DATA LOGS [flags].
-
-    ./sweep.sh config_snn.txt DATA LOGS --seeds 0-4 --jobs 4
-    sbatch --array=1-16 --time=24:00:00 sweep.sh config_snn.txt DATA LOGS --seed 1
-
-One line = one run = one folder LOGS/CONFIG-LINE-seedSEED: what learn_shapes.py leaves, its output in
-run.log, and finished.json once it has ended well.  A finished line is passed over, an interrupted one
-continues.  Further flags go to learn_shapes.py, behind the line's own.  Lines are counted without blank
-ones and comments; array task i takes the i-th run, all lines of the first seed first.  SIGUSR1, SIGTERM and
-Ctrl-C let each running batch end and save; within SLURM the job is then requeued, unless it was cancelled
-or the signal was Ctrl-C.
-Exit code: 0 every run finished, 1 not every one, 2 wrong usage, 128 + n stopped by signal n.
-"""
+"""Commands as runs, several at once: each in a locked folder, logged, stopped by signals, marked when finished."""
 
 import fcntl
 import functools
@@ -184,7 +172,7 @@ class Sweep:
         if code == 0:
             return
         if code == 128 + signal.SIGTERM and slurm.srun():
-            self.received = self.received or signal.SIGTERM  # preemption with a grace time tells tasks only
+            self.received = self.received or signal.SIGTERM  # preemption with a grace time signals tasks only
         ours = {self.received, self.passed_on} - {None}
         if code in {-n for n in ours} | {128 + n for n in ours}:
             self.stopped += 1
@@ -196,7 +184,7 @@ class Sweep:
 
 
 def write_marker(run, data, seconds):
-    """finished.json, whole or not at all: the words of the run, and how long its last part took."""
+    """finished.json, written atomically: the words of the run, and how long its last part took."""
     content = {
         "data": data,
         "flags": run.words,

@@ -68,7 +68,7 @@ def field_from_covariance(covariance, phi_rad=None):
 
 
 def mapped(field, matrix):
-    """The field as it is behind the affine map x' = matrix x, matrix (..., 2, 2)."""
+    """The field as the affine map turns it into x' = matrix x, matrix (..., 2, 2)."""
     return AffineField(matrix @ field.covariance @ matrix.mT, matrix @ field.directions)
 
 
@@ -120,7 +120,7 @@ def affine_kernels(field, orders, size, discretisation="moments", offset=None):
         values = sampled @ expansion.mT
     if discretisation == "moments":
         values = _with_moments(values, sampled[..., 0], w, expansion, MAX_ORDER)
-    values = _with_moments(values, sampled[..., 0], w, expansion, 0)  # behind "moments": what rounding left
+    values = _with_moments(values, sampled[..., 0], w, expansion, 0)  # after "moments": what rounding left
     return values.mT.unflatten(-1, (size, size))
 
 

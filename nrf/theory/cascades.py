@@ -1,7 +1,7 @@
 """The theory over time beyond one neuron: time constants, cascades of leaky integrators, their recursions.
 
     stage          tau_k dv_k/dt = v_(k-1) - v_k, v_0 = x       truncated exponential, exp(-t / tau) / tau
-    cascade        all stages one behind the other              mean sum tau_k, variance sum tau_k^2
+    cascade        all stages one after the other               mean sum tau_k, variance sum tau_k^2
     limit kernel   infinitely many, variances in a geometric progression of ratio c^2: covariant under c^j
 
 Times are in ms, or in any one unit.  `integrate_cascade` is exact for inputs that are constant within a step,

@@ -29,7 +29,7 @@ COLUMNS = ("variance", "angle_rad", "ratio", "dx", "dy")
 
 def spatial_angles(n_angles, family="published"):
     """Directions of a bank in radians, float32 (n_angles,): evenly from 0 to 2 pi - pi / n, as published;
-    exact ones evenly over the half turn behind which a field repeats."""
+    exact ones evenly over the half turn after which a field repeats."""
     if family == "exact":
         return torch.arange(n_angles) * (math.pi / n_angles)
     return torch.linspace(0, 2 * math.pi - math.pi / n_angles, n_angles)

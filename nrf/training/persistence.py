@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from nrf.config import decisive
+from nrf.config import result_affecting
 from nrf.system.archive import GIB, ArchiveError, load_archive, save_whole
 from nrf.system.files import fcntl
 
@@ -93,7 +93,7 @@ def find_last(run_folder, settings):
         except CheckpointError as error:
             print(f"{error}: looking for an earlier one", file=sys.stderr)
             continue
-        if decisive(trained_with) == decisive(settings):
+        if result_affecting(trained_with) == result_affecting(settings):
             return path
         others.add(path.parent)
     return None

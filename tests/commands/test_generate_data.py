@@ -216,7 +216,7 @@ def test_ctrl_c_leaves_whole_files_only(tmp_path, patch):
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers, too
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "Traceback" not in error
-    assert error.strip().splitlines()[-1].endswith("the same command goes on from here")
+    assert error.strip().splitlines()[-1].endswith("the same command resumes from here")
     names = {p.name for p in folder.iterdir()}
     assert all(n.endswith(".dat") and n[0] != "." for n in names - {"parameters.json"})
     for name in names - {"parameters.json"}:

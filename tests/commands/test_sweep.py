@@ -179,7 +179,7 @@ def test_a_signal_reaches_the_run_and_the_next_call_goes_on(house, number):
     wait_for(house / "logs/runs-01-seed0/ready")
     process.send_signal(number)
     output, _ = process.communicate(timeout=20)
-    assert process.returncode == 128 + number and "the same command goes on" in output
+    assert process.returncode == 128 + number and "the same command resumes" in output
     assert list(calls(house)) == ["runs-01-seed0"]
     assert f"stopped by {number.name}" in (house / "logs/runs-01-seed0/run.log").read_text()
 
@@ -190,7 +190,7 @@ def test_ctrl_c_within_slurm_is_for_good(house):
     wait_for(house / "logs/runs-01-seed0/ready")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=20)
-    assert process.returncode == 130 and "the same command goes on" in output
+    assert process.returncode == 130 and "the same command resumes" in output
     assert not (house / "requeued").exists()
 
 
@@ -253,7 +253,7 @@ AT_LIMIT = ENDING.replace("Reason=None", "Reason=TimeLimit")
         (ENDING, ["is cancelled: not requeued"], 0),
         (ENDING.replace("Time=None", "Time=2026-01-01"), ["is preempted: not requeued"], 0),
         (ENDING.replace("Restarts=1", "Restarts=2"), ["is requeued by SLURM"], 0),
-        ("", [None, "is unknown: not requeued; submitted again, it goes on (slurm_load_jobs error"], 0),
+        ("", [None, "is unknown: not requeued; submitted again, it resumes (slurm_load_jobs error"], 0),
     ],
 )
 def test_what_slurm_shows_of_a_job_decides_whether_it_is_requeued(

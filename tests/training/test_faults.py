@@ -453,5 +453,5 @@ def test_a_damaged_recording_is_rendered_anew_and_named(tmp_path, capsys):
     (path.parent / ".1.dat.elsewhere-7").write_bytes(b"half")
     capsys.readouterr()
     assert generate_data.main(words) == 0
-    assert f"rendered anew: {path}" in capsys.readouterr().err
+    assert f"rendered again: {path}" in capsys.readouterr().err
     assert path.read_bytes() == whole and not list(path.parent.glob(".*"))
