@@ -206,7 +206,7 @@ def _write_description(folder):
 
 
 def _missing(jobs):
-    """Jobs not done yet: damaged files are reported and count as missing; a killed writer's part is removed."""
+    """Jobs not done yet: damaged files are reported and count as missing; what a killed writer left goes."""
     parts = {folder: list(folder.glob(".*.dat.*")) for folder in {folder.path for folder, _ in jobs}}
     missing = []
     for folder, index in jobs:

@@ -9,6 +9,6 @@ PR_SET_PDEATHSIG = 1  # prctl: the signal that a process gets when its parent di
 
 
 def follow_parent(number=signal.SIGKILL):
-    """The calling process gets this signal when its parent dies.  Imports nothing: safe right after a fork."""
+    """Send the calling process this signal when its parent dies.  Imports nothing: safe after a fork."""
     if PRCTL:
         PRCTL(PR_SET_PDEATHSIG, int(number))
