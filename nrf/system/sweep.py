@@ -1,4 +1,4 @@
-"""Commands as runs, several at once: each in a locked folder, logged, stopped by signals, marked when done.
+"""Commands as runs, several at once: each in a locked folder, logged, stopped by signals, marked when done."""
 
 import fcntl
 import functools
