@@ -1,4 +1,4 @@
-"""Commands as runs, several at once: each in a locked folder, logged, stopped by signals, marked when done."""
+"""Runs of commands, several at once, each in a locked folder, logged and stopped by signals."""
 
 import fcntl
 import functools
