@@ -27,6 +27,7 @@ lint: .venv/development.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check -q .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 # A stamp is touched only after everything before it went well. Development follows runtime: pip never runs twice at a time.
 .venv/development.stamp: requirements-dev.txt requirements.txt .venv/runtime.stamp

@@ -9,10 +9,12 @@ Source: FIDELITY 16-18.
 import math
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
@@ -29,7 +31,7 @@ MAX_CELLS = 2**62  # of a recording, so that their numbers fit 64 bits
 class DataError(ValueError):
     """A recording or a folder of them that cannot be used; the message names it and the remedy."""
 
-    def __init__(self, message):
+    def __init__(self, message: str) -> None:
         # out of a DataLoader's worker comes its whole traceback as the message; the last line is ours
         super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.DataError: "))
 
@@ -51,7 +53,7 @@ class EventBatch(NamedTuple):
     labels: Tensor  # (B, t, N, 2) float32, pixels
 
 
-def write_recording(path, events, labels, shape):
+def write_recording(path: str | Path, events: ArrayLike, labels: ArrayLike, shape: Sequence[int]) -> None:
     """Write a recording as GERD does, atomically; the same recording makes the same bytes.
 
     events: (n, 4) integers (frame, polarity, H, W), in any order.  labels: (T, N, 2) pixels.
@@ -71,7 +73,7 @@ def write_recording(path, events, labels, shape):
     save_whole(path, [frames, labels])
 
 
-def read_recording(path):
+def read_recording(path: str | Path) -> Recording:
     """The recording in a GERD `.dat` file of either version. DataError for anything else.
 
     Values of 1 and more are an event, of 0 and less none, as published; those between are refused.
@@ -79,7 +81,7 @@ def read_recording(path):
     return _read(path)[0]
 
 
-def _read(path):
+def _read(path: str | Path) -> tuple[Recording, Tensor]:
     """The recording, and the index of each event in its cells (n,) int64, as `_linear` counts them."""
     check_file(path)
     try:
@@ -91,17 +93,17 @@ def _read(path):
     if problem:
         raise DataError(f"{path}: {problem}; {CONTENT}; {RENDER}")
     indices, values = frames._indices(), frames._values()
-    linear = _linear(*indices, frames.shape)
+    linear = _linear(indices, frames.shape)
     if not (linear[1:] > linear[:-1]).all():  # equal ones add up, as in to_dense()
         frames = _sparse(indices, values.float(), frames.shape).coalesce()
         indices, values = frames.indices(), frames.values()
-        linear = _linear(*indices, frames.shape)
+        linear = _linear(indices, frames.shape)
     if values.numel() and not values.min() >= 1:
         indices, linear = indices[:, values >= 1], linear[values >= 1]
     return Recording(indices.T, labels.float().flatten(1, -2).clone(), tuple(frames.shape)), linear
 
 
-def check_file(path):
+def check_file(path: str | Path) -> None:
     """DataError unless both ends of the file are those of a torch archive: missing, empty, cut short."""
     try:
         with open(path, "rb") as file:
@@ -112,7 +114,7 @@ def check_file(path):
         raise DataError(f"{path}: not a recording, or cut short; {RENDER}")
 
 
-def _problem(frames, labels):
+def _problem(frames: Tensor, labels: Tensor) -> str | None:
     """What is wrong with the content of a file, in words; None if nothing is."""
     if frames.layout != torch.sparse_coo or frames.sparse_dim() != 4 or frames.dense_dim():
         return f"events are {frames.layout} of shape {tuple(frames.shape)}"
@@ -121,7 +123,7 @@ def _problem(frames, labels):
     return _problem_of_labels(labels, len(frames)) or _problem_of_events(frames)
 
 
-def _problem_of_labels(labels, n_frames):
+def _problem_of_labels(labels: Tensor, n_frames: int) -> str | None:
     if labels.layout != torch.strided or not labels.is_floating_point() or labels.dim() not in (3, 4):
         return f"labels are {labels.dtype} of shape {tuple(labels.shape)}"
     if labels.shape[2:] not in ((2,), (1, 2)) or len(labels) != n_frames or not labels.numel():
@@ -131,7 +133,7 @@ def _problem_of_labels(labels, n_frames):
     return None
 
 
-def _problem_of_events(frames):
+def _problem_of_events(frames: Tensor) -> str | None:
     indices, values = frames._indices(), frames._values()
     if indices.numel() and (indices.min() < 0 or (indices.amax(dim=1) >= torch.tensor(frames.shape)).any()):
         return "events lie outside the field"
@@ -142,13 +144,16 @@ def _problem_of_events(frames):
     return None
 
 
-def _sparse(indices, values, shape, is_coalesced=None):
+def _sparse(
+    indices: Tensor, values: Tensor, shape: tuple[int, ...], is_coalesced: bool | None = None
+) -> Tensor:
     """A sparse tensor whose indices `_problem` checks."""
     return torch.sparse_coo_tensor(indices, values, shape, is_coalesced=is_coalesced, check_invariants=False)
 
 
-def _linear(frame, polarity, h, w, shape):
-    """Index of cells (frame, polarity, h, w) in a flat (_, P, H, W)."""
+def _linear(indices: Tensor, shape: Sequence[int]) -> Tensor:
+    """Index of cells (4, n), (frame, polarity, h, w), in a flat (_, P, H, W)."""
+    frame, polarity, h, w = indices
     _, P, H, W = shape
     row = torch.add(h, torch.add(polarity, frame, alpha=P), alpha=H)
     return torch.add(w, row, alpha=W)
@@ -168,15 +173,15 @@ class ShapeDataset(Dataset):
 
     def __init__(
         self,
-        root,
-        timesteps=40,
-        split="train",
-        network_delay=1,
-        stack_frames=1,
-        sum_frames=0,
-        dataset_filter=None,
-        resolution=None,
-    ):
+        root: str | Path,
+        timesteps: int = 40,
+        split: str = "train",
+        network_delay: int = 1,
+        stack_frames: int = 1,
+        sum_frames: int = 0,
+        dataset_filter: str | None = None,
+        resolution: tuple[int, int] | None = None,
+    ) -> None:
         if timesteps < 1 or stack_frames < 1 or network_delay < 0:
             raise ValueError(
                 f"timesteps {timesteps}, stack_frames {stack_frames}, network_delay {network_delay}: "
@@ -194,7 +199,7 @@ class ShapeDataset(Dataset):
         if cells > torch.iinfo(torch.int32).max:
             raise ValueError(f"a window of {cells} cells; expected fewer than 2^31: take smaller timesteps")
 
-    def _chunks(self, recording, path):
+    def _chunks(self, recording: Recording, path: Path) -> int:
         frames, H, W = recording.shape[0], *recording.shape[2:]
         if (H, W) != self.resolution or recording.labels.shape[1] != self.n_classes:
             raise DataError(
@@ -212,10 +217,10 @@ class ShapeDataset(Dataset):
             )
         return min(published, fitting)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.files) * self.chunks
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> Sample:
         file, chunk = divmod(i, self.chunks)
         path = self.files[file]
         recording, linear = _read(path)
@@ -230,7 +235,7 @@ class ShapeDataset(Dataset):
         return Sample(events.to(torch.int32), labels)
 
 
-def recordings(root, split, dataset_filter=None):
+def recordings(root: str | Path, split: str, dataset_filter: str | None = None) -> list[Path]:
     """The files of a split under `root`/*/*.dat, folders and names sorted as text. DataError if there are
     none; ValueError for a split or filter that cannot be."""
     if split not in ("train", "val", "all"):
@@ -265,7 +270,7 @@ def recordings(root, split, dataset_filter=None):
     return files
 
 
-def collate(samples):
+def collate(samples: Sequence[Sample]) -> EventBatch:
     """Samples to an EventBatch; none to an empty one."""
     if not samples:
         none = torch.empty(0, dtype=torch.int32)
@@ -277,7 +282,9 @@ def collate(samples):
     )
 
 
-def dense_frames(batch, resolution, timesteps, stack_frames=1, sum_frames=0):
+def dense_frames(
+    batch: EventBatch, resolution: tuple[int, int], timesteps: int, stack_frames: int = 1, sum_frames: int = 0
+) -> tuple[Tensor, Tensor]:
     """Warm-up and actual frames of a batch, each uint8 (t, B, C, H, W), scattered on the batch's device.
 
     C is 2 polarities, times stack_frames, oldest frame first; sum_frames adds these up instead (values up to
@@ -285,7 +292,7 @@ def dense_frames(batch, resolution, timesteps, stack_frames=1, sum_frames=0):
     """
     if sum_frames:
         halves = dense_frames(batch, resolution, timesteps + stack_frames - 1)
-        return tuple(stacked(half, stack_frames, sum_frames) for half in halves)
+        return stacked(halves[0], stack_frames, sum_frames), stacked(halves[1], stack_frames, sum_frames)
     window, B = timesteps + stack_frames - 1, len(batch.counts)
     H, W = resolution
     events, cells, device = batch.events, 2 * H * W, batch.events.device  # cells of one frame
@@ -302,7 +309,7 @@ def dense_frames(batch, resolution, timesteps, stack_frames=1, sum_frames=0):
     return steps[:timesteps], steps[window : window + timesteps]
 
 
-def stacked(frames, stack_frames, sum_frames):
+def stacked(frames: Tensor, stack_frames: int, sum_frames: int) -> Tensor:
     """Frames (t + stack_frames - 1, B, C, H, W) as t steps of `stack_frames` each; see `dense_frames`."""
     if stack_frames == 1:
         return frames
@@ -311,11 +318,20 @@ def stacked(frames, stack_frames, sum_frames):
     return sum(shifted[1:], shifted[0]) if sum_frames else torch.cat(shifted, dim=2)
 
 
-def _start_worker(_):
+def _start_worker(_: int) -> None:
     follow_parent()
 
 
-def loader(dataset, batch_size, shuffle, num_workers=0, seed=0, drop_last=None, rank=0, n_processes=1):
+def loader(
+    dataset: ShapeDataset,
+    batch_size: int,
+    shuffle: bool,
+    num_workers: int = 0,
+    seed: int = 0,
+    drop_last: bool | None = None,
+    rank: int = 0,
+    n_processes: int = 1,
+) -> DataLoader:
     """EventBatches of a ShapeDataset.  Neither order nor content depends on the number of workers.
 
     drop_last None: shuffled batches are whole, unless there are too few items for one (FIDELITY 16); the
@@ -325,6 +341,7 @@ def loader(dataset, batch_size, shuffle, num_workers=0, seed=0, drop_last=None, 
     if drop_last is None:
         drop_last = shuffle and len(dataset) >= batch_size
     sampler = EpochSampler(len(dataset), seed) if shuffle else None
+    batches: dict[str, Any]
     if n_processes == 1:
         batches = {"batch_size": batch_size, "sampler": sampler, "drop_last": drop_last}
     else:

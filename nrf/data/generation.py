@@ -11,6 +11,7 @@ Random size is s0.0 (and s1.0_.1.. when it changes), as GERD names it. An interr
 it stopped; a folder keeps what it was rendered with in parameters.json and refuses anything else.
 """
 
+import argparse
 import itertools
 import json
 import multiprocessing
@@ -21,7 +22,8 @@ import sys
 import threading
 import time
 import zlib
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
@@ -50,14 +52,17 @@ class Folder(NamedTuple):
     description: dict
 
 
-def folder_name(p):
+Job = tuple[Folder, int]  # a recording to render: its folder and index
+
+
+def folder_name(p: RenderParameters) -> str:
     """GERD's name for a condition, e.g. v0.20-p1.00-s10.0_1000."""
-    size = {"random": 0.0, "changing": 1.0}.get(p.scale, p.scale)
+    size = {"random": 0.0, "changing": 1.0}[p.scale] if isinstance(p.scale, str) else p.scale
     flags = "".join(str(int(flag)) for flag in (p.translate, p.scale == "changing", p.rotate, p.shear))
     return f"v{p.velocity:.2f}-p{p.event_density:.2f}-s{size:.1f}_{flags}"
 
 
-def plan(args):
+def plan(args: argparse.Namespace) -> tuple[list[Folder], list[Path]]:
     """The folders to fill, checked against what is there. ValueError says what cannot be."""
     backgrounds = sorted(args.bg_files.rglob("*.dat")) if args.bg_files else []
     if args.bg_files and not backgrounds:
@@ -86,7 +91,7 @@ def plan(args):
     return folders, backgrounds
 
 
-def _check(folders):
+def _check(folders: list[Folder]) -> None:
     for i, folder in enumerate(folders):
         if folder.path in [other.path for other in folders[:i]]:
             raise ValueError(f"{folder.path}: two conditions would share this name; give each its own OUT")
@@ -96,7 +101,7 @@ def _check(folders):
             raise ValueError(f"{folder.path}: is a file, expected a folder")
 
 
-def _check_kept(folder):
+def _check_kept(folder: Folder) -> None:
     """Refuse a folder whose recordings were made with anything else."""
     kept = folder.path / PARAMETERS_FILE
     if not kept.exists():
@@ -118,35 +123,36 @@ def _check_kept(folder):
             )
 
 
-def render_one(folder, index, backgrounds):
+def render_one(folder: Folder, index: int, backgrounds: list[Path]) -> None:
     """Render recording `index` of a folder and write it: the same whoever calls, in whatever order."""
     seed = (folder.description["seed"], zlib.crc32(folder.path.name.encode()), index)
     background = None
     if backgrounds:
-        background = read_recording(backgrounds[zlib.crc32(repr(seed).encode()) % len(backgrounds)])
-        frames, _, *field = background.shape
+        drawn = read_recording(backgrounds[zlib.crc32(repr(seed).encode()) % len(backgrounds)])
+        frames, _, *field = drawn.shape
         if tuple(field) != folder.parameters.resolution or frames < folder.parameters.length:
             raise ValueError(f"the background has {frames} frames of {field[0]} x {field[1]} pixels")
-        background = background.events.numpy()
+        background = drawn.events.numpy()
     recording = render(folder.parameters, seed, background)
     write_recording(folder.path / f"{index}.dat", *recording)
 
 
-def _start_worker():
+def _start_worker() -> None:
     """One thread, and gone with its parent."""
     import torch
 
     torch.set_num_threads(1)
-    parent = multiprocessing.parent_process().sentinel
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
-    def follow():
-        multiprocessing.connection.wait([parent])
+    def follow() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
 
 
-def render_all(jobs, backgrounds, workers):
+def render_all(jobs: list[Job], backgrounds: list[Path], workers: int) -> None:
     """Render jobs (folder, index); RenderError with the name of the first that fails.
 
     Starts alone, and takes `workers` processes for the rest if that is long: each has torch to load first.
@@ -167,8 +173,8 @@ def render_all(jobs, backgrounds, workers):
             _render_in_processes(waiting, backgrounds, workers, bar)
 
 
-def _render_in_processes(waiting, backgrounds, workers, bar):
-    running = {}
+def _render_in_processes(waiting: Iterator[Job], backgrounds: list[Path], workers: int, bar: tqdm) -> None:
+    running: dict[Future, Path] = {}
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
     try:
         while True:
@@ -193,19 +199,19 @@ class RenderError(Exception):
     """A recording failed; the message names it."""
 
 
-def _reason(error):
+def _reason(error: BaseException) -> str:
     if isinstance(error, BrokenProcessPool):
         return "a worker process ended (out of memory?); the same command with fewer --workers resumes"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _write_description(folder):
+def _write_description(folder: Folder) -> None:
     path = folder.path / PARAMETERS_FILE
     if not path.exists():
         write_whole(path, (json.dumps(folder.description, indent=1) + "\n").encode())
 
 
-def _missing(jobs):
+def _missing(jobs: list[Job]) -> list[Job]:
     """Jobs not done yet: damaged files are reported and count as missing; what a killed writer left goes."""
     parts = {folder: list(folder.glob(".*.dat.*")) for folder in {folder.path for folder, _ in jobs}}
     missing = []

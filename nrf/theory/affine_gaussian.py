@@ -20,16 +20,19 @@ Source: paper, Methods; Lindeberg 2013, 2017 (affine scale space, its discretisa
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from numpy.polynomial.hermite_e import hermeroots, hermeval
 from numpy.polynomial.legendre import leggauss
+from torch import Tensor
 from torch.nn.functional import pad
 
 MAX_ORDER = 4  # of derivatives, and degree of the polynomials answered exactly; a 5 x 5 kernel holds no more
 ORDERS = tuple((order - n, n) for order in range(MAX_ORDER + 1) for n in range(order + 1))  # all 15
 NODES = 7  # Gauss-Legendre nodes per pixel and axis: within 1e-6 of the greatest value from 0.5 pixels on
+Orders = Sequence[tuple[int, int]]  # (m, n), of derivatives along d1 and d2
 DISCRETISATIONS = ("moments", "integrated", "sampled", "analogue")
 
 
@@ -37,11 +40,11 @@ class AffineField(NamedTuple):
     """covariance: (..., 2, 2), squared pixels.  directions: (..., 2, 2), pixels; its columns are d1 and d2, x
     before y, of the length of the deviation along them."""
 
-    covariance: torch.Tensor
-    directions: torch.Tensor
+    covariance: Tensor
+    directions: Tensor
 
 
-def field_from_axes(sigma_u, sigma_v, phi_rad):
+def field_from_axes(sigma_u: Tensor, sigma_v: Tensor, phi_rad: Tensor) -> AffineField:
     """The field of deviation sigma_u along the angle phi_rad, sigma_v across; derivatives go along these
     axes.
 
@@ -54,7 +57,7 @@ def field_from_axes(sigma_u, sigma_v, phi_rad):
     return AffineField(directions @ directions.mT, directions)
 
 
-def field_from_covariance(covariance, phi_rad=None):
+def field_from_covariance(covariance: Tensor, phi_rad: Tensor | None = None) -> AffineField:
     """The field of a covariance (..., 2, 2), derived along the angle phi_rad (...) and across it, each times
     the deviation that the Gaussian has in that direction.  phi_rad None: along the longer axis, which a round
     Gaussian has not: its angle is 0 and has no gradient."""
@@ -67,12 +70,12 @@ def field_from_covariance(covariance, phi_rad=None):
     return AffineField(covariance, unit * deviations[..., None, :])
 
 
-def mapped(field, matrix):
+def mapped(field: AffineField, matrix: Tensor) -> AffineField:
     """The field as the affine map turns it into x' = matrix x, matrix (..., 2, 2)."""
     return AffineField(matrix @ field.covariance @ matrix.mT, matrix @ field.directions)
 
 
-def hermite_products(w, degree):
+def hermite_products(w: Tensor, degree: int) -> Tensor:
     """He_j(w1) He_k(w2) of the probabilists' Hermite polynomials, (..., 2) to (..., number of j + k <=
     degree), in the order of `ORDERS`."""
     powers = [torch.ones_like(w), w]
@@ -82,14 +85,20 @@ def hermite_products(w, degree):
     return torch.stack(products, -1)
 
 
-def affine_gaussian(points, field, orders=((0, 0),)):
+def affine_gaussian(points: Tensor, field: AffineField, orders: Orders = ((0, 0),)) -> Tensor:
     """Derivatives of the affine Gaussian at points (..., P, 2), any positions in pixels, x before y:
     (..., P, len(orders)).  orders: pairs (m, n), m + n <= 4.  ValueError for others."""
     root, w = _whitened(points, field)
     return _hermite_gaussian(root, w) @ _expansion(root, field, orders).mT
 
 
-def affine_kernels(field, orders, size, discretisation="moments", offset=None):
+def affine_kernels(
+    field: AffineField,
+    orders: Orders,
+    size: int,
+    discretisation: str = "moments",
+    offset: Tensor | None = None,
+) -> Tensor:
     """Kernels (..., len(orders), size, size) of fields (...), y along dim -2, x along dim -1, dtype of the
     field (float64 expected), differentiable in all of it.
 
@@ -124,7 +133,7 @@ def affine_kernels(field, orders, size, discretisation="moments", offset=None):
     return values.mT.unflatten(-1, (size, size))
 
 
-def kernel_support(sigma, epsilon=1e-4, order=0):
+def kernel_support(sigma: Tensor | float, epsilon: float = 1e-4, order: int = 0) -> int:
     """The smallest odd size, in pixels, of a kernel that leaves out at most the part epsilon of the absolute
     integral of a derivative of this order, epsilon / 2 along either axis.
 
@@ -139,36 +148,36 @@ def kernel_support(sigma, epsilon=1e-4, order=0):
     return size
 
 
-def _tail(reach, order):
+def _tail(reach: float, order: int) -> float:
     """Part of the absolute integral of the order-th derivative of a Gaussian of deviation 1 beyond
     +-reach."""
     if order == 0:
         return math.erfc(reach / math.sqrt(2))
     coefficients = [0] * (order - 1) + [1]  # of the derivative before, whose changes are this one's integrals
 
-    def before(x):
-        return hermeval(x, coefficients) * math.exp(-x * x / 2)
+    def before(x: float) -> float:
+        return float(hermeval(x, coefficients) * math.exp(-x * x / 2))
 
     zeros = sorted(hermeroots([0] * order + [1]))
     stops = [0.0, *(before(x) for x in zeros), 0.0]
     total = sum(abs(b - a) for a, b in itertools.pairwise(stops))
-    return 2 * abs(before(max(reach, zeros[-1]))) / total
+    return float(2 * abs(before(max(reach, zeros[-1]))) / total)
 
 
-def _grid(size, like):
+def _grid(size: int, like: Tensor) -> Tensor:
     """Pixel centres (size^2, 2), x before y, row by row."""
     steps = torch.arange(size, dtype=like.dtype, device=like.device) - size // 2
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     return torch.stack([x, y], -1).flatten(0, 1)
 
 
-def _quadrature(like):
+def _quadrature(like: Tensor) -> tuple[Tensor, Tensor]:
     """Gauss-Legendre nodes (NODES^2, 2) in the pixel around 0, and their weights (NODES^2,)."""
     nodes, weights = (torch.tensor(v / 2, dtype=like.dtype, device=like.device) for v in leggauss(NODES))
     return torch.cartesian_prod(nodes, nodes), torch.outer(weights, weights).flatten()
 
 
-def _whitened(points, field):
+def _whitened(points: Tensor, field: AffineField) -> tuple[Tensor, Tensor]:
     """L (..., 2, 2), lower triangular, of Sigma = L L^T, and w = L^-1 x, (..., P, 2)."""
     root = torch.linalg.cholesky(field.covariance)
     a, b, d = root[..., 0, 0, None], root[..., 1, 0, None], root[..., 1, 1, None]
@@ -176,7 +185,7 @@ def _whitened(points, field):
     return root, torch.stack([w1, (points[..., 1] - b * w1) / d], -1)
 
 
-def _hermite_gaussian(root, w):
+def _hermite_gaussian(root: Tensor, w: Tensor) -> Tensor:
     """Derivatives of the Gaussian along the columns of L, (..., P, 15): Hermite products times the
     Gaussian."""
     scale = 2 * math.pi * root[..., 0, 0] * root[..., 1, 1]
@@ -184,11 +193,11 @@ def _hermite_gaussian(root, w):
     return hermite_products(w, MAX_ORDER) * _signs(w) * gaussian[..., None]
 
 
-def _signs(like):
+def _signs(like: Tensor) -> Tensor:
     return torch.tensor([(-1.0) ** (m + n) for m, n in ORDERS], dtype=like.dtype, device=like.device)
 
 
-def _expansion(root, field, orders):
+def _expansion(root: Tensor, field: AffineField, orders: Orders) -> Tensor:
     """Coefficients (..., len(orders), 15) of the derivatives along d1, d2 in those along the columns of L."""
     bad = [order for order in orders if tuple(order) not in ORDERS]
     if bad:
@@ -207,7 +216,7 @@ def _expansion(root, field, orders):
     return torch.stack(rows, -2)
 
 
-def _with_moments(values, gaussian, w, expansion, degree):
+def _with_moments(values: Tensor, gaussian: Tensor, w: Tensor, expansion: Tensor, degree: int) -> Tensor:
     """Kernels (..., P, n) plus the polynomials times `gaussian` (..., P) that give them the moments of the
     true kernels up to `degree`.  In Hermite polynomials the true ones are factorials at the kernel's own
     order."""
@@ -220,7 +229,7 @@ def _with_moments(values, gaussian, w, expansion, degree):
     return values + weighted @ torch.linalg.solve(basis.mT @ weighted, missing)
 
 
-def _analogue(field, orders, size, offset):
+def _analogue(field: AffineField, orders: Orders, size: int, offset: Tensor | None) -> Tensor:
     """Lindeberg's discrete analogue, central differences of it, (..., size^2, n): the diffusion equation on
     the grid, exact in time, by its Fourier transform on a period of 4 sizes and 32 pixels."""
     if offset is not None:

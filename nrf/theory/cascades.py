@@ -11,22 +11,23 @@ whatever the step; `leaky_integrate` with a decay of `stage_decay` is one stage,
 """
 
 import torch
+from torch import Tensor
 
 STEPS = ("euler", "exponential", "geometric")
 
 
-def uniform_time_constants(variance, n):
+def uniform_time_constants(variance: float, n: int) -> Tensor:
     """n equal time constants (n,) whose cascade has this variance."""
     return torch.full((n,), (float(variance) / n) ** 0.5, dtype=torch.float64)
 
 
-def logarithmic_time_constants(shortest, n, ratio=2.0):
+def logarithmic_time_constants(shortest: float, n: int, ratio: float = 2.0) -> Tensor:
     """shortest * ratio^k, k = 0 .. n - 1, (n,): of channels side by side.  The paper's: sqrt(30) ms, ratio
     2."""
     return float(shortest) * float(ratio) ** torch.arange(n, dtype=torch.float64)
 
 
-def lindeberg_time_constants(variance, n, ratio=2.0):
+def lindeberg_time_constants(variance: float, n: int, ratio: float = 2.0) -> Tensor:
     """n time constants (n,), short to long, of a cascade whose first k stages have the variance
     ratio^(2 (k - n)) * variance: Lindeberg's distribution, for n to infinity the time-causal limit kernel.
     ratio: above 1."""
@@ -36,22 +37,22 @@ def lindeberg_time_constants(variance, n, ratio=2.0):
     return torch.diff(levels, prepend=levels.new_zeros(1)).sqrt()
 
 
-def cascade_moments(tau):
+def cascade_moments(tau: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance over time of the cascade's kernel, of time constants (..., n)."""
     return tau.sum(-1), tau.square().sum(-1)
 
 
-def limit_kernel_mean(variance, ratio=2.0):
+def limit_kernel_mean(variance: float, ratio: float = 2.0) -> float:
     """Mean over time of the time-causal limit kernel, sqrt((c + 1) / (c - 1) * variance)."""
     return ((ratio + 1) / (ratio - 1) * variance) ** 0.5
 
 
-def cascade_generator(tau):
+def cascade_generator(tau: Tensor) -> Tensor:
     """A (n, n) of dv/dt = A v + x e_1 / tau_1, of time constants (n,)."""
     return torch.diag(-1 / tau) + torch.diag(1 / tau[1:], -1)
 
 
-def cascade_kernel(t, tau):
+def cascade_kernel(t: Tensor, tau: Tensor) -> Tensor:
     """Impulse responses of all stages at times t (T,): (T, n).  tau: (n,), equal ones too; t < 0 gives 0.
 
     The first column is the truncated exponential of tau[0], the last the kernel of the whole cascade."""
@@ -59,7 +60,9 @@ def cascade_kernel(t, tau):
     return torch.linalg.matrix_exp(causal)[..., 0] / tau[0] * (t >= 0)[:, None]
 
 
-def integrate_cascade(signal, tau, dt=1.0, state=None):
+def integrate_cascade(
+    signal: Tensor, tau: Tensor, dt: float = 1.0, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """All stages' values at the end of each step, (T, ..., n), and the last ones, to hand to the next chunk.
 
     signal: (T, ...), constant within each step of length dt.  tau: (n,).  state: (..., n), rest if None.
@@ -75,7 +78,7 @@ def integrate_cascade(signal, tau, dt=1.0, state=None):
     return torch.stack(values), v
 
 
-def stage_decay(tau, dt=1.0, step="exponential"):
+def stage_decay(tau: Tensor, dt: float = 1.0, step: str = "exponential") -> Tensor:
     """The decay d of one stage  v[t] = v[t-1] + d (x[t] - v[t-1]):
 
     "euler" dt / tau, the published step; "exponential" 1 - exp(-dt / tau), exact for inputs constant within a
@@ -88,12 +91,12 @@ def stage_decay(tau, dt=1.0, step="exponential"):
     return -torch.expm1(-dt / tau) if step == "exponential" else dt / (tau + dt)
 
 
-def stage_moments(decay, dt=1.0):
+def stage_moments(decay: Tensor, dt: float = 1.0) -> tuple[Tensor, Tensor]:
     """Mean and variance over time of a stage's discrete kernel d (1 - d)^t, of decays d."""
     return dt * (1 - decay) / decay, dt**2 * (1 - decay) / decay**2
 
 
-def geometric_time_constants(levels):
+def geometric_time_constants(levels: Tensor) -> Tensor:
     """Time constants in steps (n,) of "geometric" stages whose cascade has the variances `levels` (n,), in
     squared steps and growing: mu with mu^2 + mu the growth."""
     growth = torch.diff(levels, prepend=levels.new_zeros(1))

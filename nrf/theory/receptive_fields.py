@@ -9,8 +9,10 @@ FIDELITY 1-4, 50-52.
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from nrf.theory.affine_gaussian import affine_kernels, field_from_axes
 
@@ -27,7 +29,7 @@ MIXING_GAIN = (
 COLUMNS = ("variance", "angle_rad", "ratio", "dx", "dy")
 
 
-def spatial_angles(n_angles, family="published"):
+def spatial_angles(n_angles: int, family: str = "published") -> Tensor:
     """Directions of a bank in radians, float32 (n_angles,): evenly from 0 to 2 pi - pi / n, as published;
     exact ones evenly over the half turn after which a field repeats."""
     if family == "exact":
@@ -35,7 +37,9 @@ def spatial_angles(n_angles, family="published"):
     return torch.linspace(0, 2 * math.pi - math.pi / n_angles, n_angles)
 
 
-def spatial_parameters(n_scales=4, n_angles=4, n_ratios=3, n_angles_grow=0, family="published"):
+def spatial_parameters(
+    n_scales: int = 4, n_angles: int = 4, n_ratios: int = 3, n_angles_grow: int = 0, family: str = "published"
+) -> Tensor:
     """Rows of the bank, float32 (N, 5), columns `COLUMNS`, in the published order.
 
     Variances 2^0 .. 2^(n_scales-1); ratios sqrt(1.5)^0 .. sqrt(1.5)^(n_ratios-1).  First the elongated
@@ -63,7 +67,7 @@ def spatial_parameters(n_scales=4, n_angles=4, n_ratios=3, n_angles_grow=0, fami
     return rows.unique(dim=0) if n_angles_grow else rows
 
 
-def covariance_matrix(variance, angle_rad, ratio):
+def covariance_matrix(variance: Tensor, angle_rad: Tensor, ratio: Tensor) -> Tensor:
     """Sigma = variance * R diag(ratio^2, ratio^-2) R^T with R the rotation by angle_rad.
 
     Arguments broadcast to any shape (...); returns (..., 2, 2), first axis x (along columns), second y
@@ -78,7 +82,7 @@ def covariance_matrix(variance, angle_rad, ratio):
     return torch.stack([torch.stack([xx, xy], -1), torch.stack([xy, yy], -1)], -2)
 
 
-def gaussian_kernels(covariance, size, domain=DOMAIN):
+def gaussian_kernels(covariance: Tensor, size: int, domain: float = DOMAIN) -> Tensor:
     """Sampled Gaussians of the covariances (..., 2, 2) on a size x size grid over [-domain, domain]^2, each
     summing to 1: (..., size, size), y along dim -2 and x along dim -1, in the dtype of the covariance."""
     grid = torch.linspace(-domain, domain, size, dtype=covariance.dtype, device=covariance.device)
@@ -89,7 +93,7 @@ def gaussian_kernels(covariance, size, domain=DOMAIN):
     return density / density.sum((-2, -1), keepdim=True)
 
 
-def exact_axes(rows, size):
+def exact_axes(rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Deviations in pixels along and across the direction of exact fields, float64 (N,) each, in kernels of
     this size.
 
@@ -105,12 +109,14 @@ def exact_axes(rows, size):
     return (sigma * ratio).clamp(max=SIGMA_RANGE[1] * size), (sigma / ratio).clamp(min=SIGMA_RANGE[0])
 
 
-def derivative_index(rows):
+def derivative_index(rows: Tensor) -> Tensor:
     """Where in `DERIVATIVES` the order of each row stands, (N,)."""
     return torch.tensor([DERIVATIVES.index(order) for order in map(tuple, rows[:, -2:].int().tolist())])
 
 
-def spatial_kernels(rows, size, family="published", dtype=torch.float32):
+def spatial_kernels(
+    rows: Tensor, size: int, family: str = "published", dtype: torch.dtype = torch.float32
+) -> Tensor:
     """The bank: kernels (N, size, size) of `rows` (N, 5).
 
     "exact": the affine Gaussian derivatives of `exact_axes`.  Otherwise as the published system builds them.
@@ -131,7 +137,14 @@ def spatial_kernels(rows, size, family="published", dtype=torch.float32):
     return difference_kernels(covariance, directions, variance, orders, size, family).to(dtype)
 
 
-def difference_kernels(covariance, directions_rad, gain, orders, size, family="published"):
+def difference_kernels(
+    covariance: Tensor,
+    directions_rad: Sequence[Tensor],
+    gain: Tensor,
+    orders: Sequence[Tensor],
+    size: int,
+    family: str = "published",
+) -> Tensor:
     """The published way to derive sampled Gaussians of covariances (N, 2, 2), in units of `DOMAIN`, along two
     directions (N,), as often as the two orders (N,) say, each time times the gain (N,): (N, size, size)."""
     kernels = gaussian_kernels(covariance, size)
@@ -142,7 +155,7 @@ def difference_kernels(covariance, directions_rad, gain, orders, size, family="p
     return kernels
 
 
-def _directional_difference(kernels, direction_rad, family):
+def _directional_difference(kernels: Tensor, direction_rad: Tensor, family: str) -> Tensor:
     along_rows, along_columns = torch.gradient(kernels, dim=(-2, -1))
     if family == "norse-1.1.0":
         along_rows, along_columns = along_columns, along_rows
@@ -150,7 +163,9 @@ def _directional_difference(kernels, direction_rad, family):
     return along_columns * cos + along_rows * sin
 
 
-def bank_layout(n, out_channels, in_channels, family="published"):
+def bank_layout(
+    n: int, out_channels: int, in_channels: int, family: str = "published"
+) -> tuple[Tensor, Tensor]:
     """Which of n fields each pair of channels takes, int64 (out_channels, in_channels), and times what,
     float32.
 
@@ -166,13 +181,15 @@ def bank_layout(n, out_channels, in_channels, family="published"):
     return torch.arange(in_channels).repeat(out_channels, 1), amplitude
 
 
-def bank_weights(kernels, field, amplitude):
+def bank_weights(kernels: Tensor, field: Tensor, amplitude: Tensor) -> Tensor:
     """Convolution weights (out_channels, in_channels, size, size) from the bank `kernels` (N, size, size), as
     `bank_layout` lays it out."""
     return kernels[field] * amplitude[..., None, None]
 
 
-def temporal_rates_hz(n_scales=4, scheme="rf", generator=None):
+def temporal_rates_hz(
+    n_scales: int = 4, scheme: str = "rf", generator: torch.Generator | None = None
+) -> Tensor:
     """Rates 1 / tau of the temporal channels in Hz (n_scales,), fast to slow.
 
     "rf": logarithmic, tau_k = sqrt(30 * 4^k) ms, k = 0 .. n_scales - 1: 5.5, 11.0, 21.9, 43.8 ms.
