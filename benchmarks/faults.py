@@ -10,6 +10,7 @@ PyTorch loaded.
 
 import argparse
 import contextlib
+import importlib
 import multiprocessing
 import os
 import random
@@ -46,7 +47,7 @@ def command(module, words, output):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
-    sys.exit(__import__(module).main([str(word) for word in words]))
+    sys.exit(importlib.import_module(f"nrf.commands.{module}").main([str(word) for word in words]))
 
 
 def start(module, words, folder):

@@ -115,18 +115,12 @@ def promises(space, time):
     return [*lines, ("largest over time", "below 0.1", *found, "yes" if exact < 1e-3 else "no")]
 
 
-def report(parts):
-    """The Markdown of all parts {name: rows}."""
-    space, time = parts["space"], parts["time"]
+def space_sections(parts):
+    """(title, Markdown) of what was measured over space."""
+    space = parts["space"]
     needed = [row | {"value": float(row["value"])} for row in space if row["size"] == "needed"]
     scalings = [row for row in needed if row["map"] == "scaling"]
-    sections = [
-        (
-            "What the exact family promises: relative errors in %",
-            markdown_table(
-                ["", "promised", "exact", "published", "up to gain", "reached"], promises(space, time)
-            ),
-        ),
+    return [
         (
             "Space, analytic images: transform, then filter against filter, then transform",
             "Medians and largest relative l2 errors in % over fields and maps; size needed: what holds all "
@@ -150,6 +144,19 @@ def report(parts):
             "and after every map, which no kernel can make up for",
             pivot(parts["shapes"], ("image", "family"), "order", columns=NAMES),
         ),
+    ]
+
+
+def time_sections(parts):
+    """(title, Markdown) of what was measured over time, and over space and time at once."""
+    time = parts["time"]
+    firing = [
+        (row["step"], f"{row['scale']:g}")
+        + tuple(f"{100 * row[key]:.3g}" for key in ("rate_error", "true_rate_error"))
+        + (f"{row['late_ms']:.2f}",)
+        for row in parts["firing"]
+    ]
+    return [
         (
             "Time: errors in % between scales S of the time axis, and against continuous truth",
             "Pieces are constant within each ms, as frames of events are; bumps are smooth, and sampled.\n\n"
@@ -160,15 +167,7 @@ def report(parts):
         ),
         (
             "Time: leaky integrate-and-fire; errors of rates in %, and how late the first spike comes",
-            markdown_table(
-                ["step", "S", "rate against S = 1", "rate against truth", "late in ms"],
-                [
-                    (row["step"], f"{row['scale']:g}")
-                    + tuple(f"{100 * row[key]:.3g}" for key in ("rate_error", "true_rate_error"))
-                    + (f"{row['late_ms']:.2f}",)
-                    for row in parts["firing"]
-                ],
-            ),
+            markdown_table(["step", "S", "rate against S = 1", "rate against truth", "late in ms"], firing),
         ),
         ("Space and time at once (%)", pivot(parts["joint"], ("map", "family"), "order")),
         (
@@ -180,29 +179,41 @@ def report(parts):
             pivot(parts["speed"], ("shape", "velocity", "step"), "order"),
         ),
     ]
-    if "kernels" in parts:
-        kernel_lines = [
-            (row["layer"], row["kernels"], row["measured"])
-            + tuple(f"{100 * row[key]:.3g}" for key in ("at_start", "median", "low", "high"))
-            for row in parts["kernels"]
-        ]
-        sections.append(
-            (
-                "The checkpoint: distances of kernels from the nearest affine Gaussian derivative (%)",
-                markdown_table(
-                    ["layer", "kernels", "measured", "at the start", "median", "10 %", "90 %"], kernel_lines
-                ),
-            )
-        )
-        keys = ("layer", "tau_ms", "ratio", "distance")
-        lines = [[row.get(key) for key in keys] for row in parts["time constants"]]
-        sections.append(
-            (
-                "The checkpoint: time constants, the nearest logarithmic distribution's ratio, and the root "
-                "mean square of ln tau around it",
-                markdown_table(["layer", "tau in ms", "ratio", "distance"], lines),
-            )
-        )
+
+
+def checkpoint_sections(parts):
+    """(title, Markdown) of how far training has left the theory."""
+    kernels = [
+        (row["layer"], row["kernels"], row["measured"])
+        + tuple(f"{100 * row[key]:.3g}" for key in ("at_start", "median", "low", "high"))
+        for row in parts["kernels"]
+    ]
+    keys = ("layer", "tau_ms", "ratio", "distance")
+    return [
+        (
+            "The checkpoint: distances of kernels from the nearest affine Gaussian derivative (%)",
+            markdown_table(
+                ["layer", "kernels", "measured", "at the start", "median", "10 %", "90 %"], kernels
+            ),
+        ),
+        (
+            "The checkpoint: time constants, the nearest logarithmic distribution's ratio, and the root "
+            "mean square of ln tau around it",
+            markdown_table(
+                ["layer", "tau in ms", "ratio", "distance"],
+                [[row.get(key) for key in keys] for row in parts["time constants"]],
+            ),
+        ),
+    ]
+
+
+def report(parts):
+    """The Markdown of all parts {name: rows}."""
+    header = ["", "promised", "exact", "published", "up to gain", "reached"]
+    promised = markdown_table(header, promises(parts["space"], parts["time"]))
+    sections = [("What the exact family promises: relative errors in %", promised)]
+    sections += space_sections(parts) + time_sections(parts)
+    sections += checkpoint_sections(parts) if "kernels" in parts else []
     return "\n\n".join(f"## {title}\n\n{text}" for title, text in sections)
 
 

@@ -142,8 +142,7 @@ def gerd_motion(p, kind, stream):
         turn = _Axis(float(stream.integer(360)), speed[2])
     if shear is None and p.shear:
         shear = _Axis(float(stream.integer(int(SHEAR_MAX))), speed[3], -SHEAR_MAX, SHEAR_MAX)
-    vx, vy = speed[0]
-    track, kept, integrators = [], [], None
+    (vx, vy), track, pixels = speed[0], [], _Pixels(p, stream)
     for n in range(p.length + WARMUP_STEPS + 1):
         side = int(size.value * UPSAMPLING)
         if side < UPSAMPLING:
@@ -170,16 +169,27 @@ def gerd_motion(p, kind, stream):
         size.value += size.speed
         stream.skip(2 * (published and p.scale == "changing"))
         if n > 0 and stream.replay:
-            if p.event_density < 1:
-                kept.append(stream.uniforms(height * width) < f32(p.event_density))
-            else:
-                stream.skip(height * width)
-            if n == 1:
-                integrators = stream.uniforms(height * width) * f32(0.9) + f32(-0.45)
+            pixels.draw(first=n == 1)
     x, y, sizes, angles, slants = zip(*track, strict=True)
     slants = None if shear is None else np.array(slants)
     poses = Poses(np.array(x, f32), np.array(y, f32), np.array(sizes), np.array(angles), slants)
-    return Drawn(poses, integrators, np.array(kept) if kept else None)
+    return Drawn(poses, pixels.integrators, np.array(pixels.kept) if pixels.kept else None)
+
+
+class _Pixels:
+    """What GERD draws for every pixel between two frames: which events survive, and once the start values."""
+
+    def __init__(self, p, stream):
+        self.stream, self.n, self.density = stream, p.resolution[0] * p.resolution[1], p.event_density
+        self.kept, self.integrators = [], None
+
+    def draw(self, first):
+        if self.density < 1:
+            self.kept.append(self.stream.uniforms(self.n) < f32(self.density))
+        else:
+            self.stream.skip(self.n)
+        if first:
+            self.integrators = self.stream.uniforms(self.n) * f32(0.9) + f32(-0.45)
 
 
 def _jittered(shear, stream):

@@ -363,7 +363,7 @@ def test_background_lies_under_the_recording():
         (dict(shapes=()), "some of circle, square, triangle"),
         (dict(shapes=("circle", "circle")), "at most once"),
         (dict(shapes=("star",)), "some of circle"),
-        (dict(velocity=-1.0), "velocity -1.0: a number >= 0"),
+        (dict(velocity=-1.0), "velocity -1.0: expected a number >= 0"),
         (dict(velocity=float("nan")), "velocity nan"),
         (dict(event_density=0.0), r"a number in \(0, 1\]"),
         (dict(bg_density=1.0), r"a number in \[0, 1\)"),

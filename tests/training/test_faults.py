@@ -315,7 +315,7 @@ def test_detect_anomaly_names_the_operation(data, tmp_path, monkeypatch, capsys)
             return grad * float("nan")
 
     norm = module.coordinate_distance
-    monkeypatch.setattr(run_module, "coordinate_distance", lambda a, b: Broken.apply(norm(a, b)))
+    monkeypatch.setattr(module, "coordinate_distance", lambda a, b: Broken.apply(norm(a, b)))
     with pytest.warns(UserWarning, match="BrokenBackward"):
         assert train(data, tmp_path, "--detect_anomaly=true") == 1
     assert "BrokenBackward' returned nan values" in last_error(capsys)
