@@ -1,4 +1,4 @@
-"""The demo's task from different receptive fields: does the exact family train better, equal or worse?
+"""An easy task from different receptive fields: does the exact family train better, equal or worse?
 
 python3 -m benchmarks.families [SEEDS ...] [--out families]    a minute or two a run, four runs a seed
 
@@ -14,9 +14,16 @@ import statistics
 from pathlib import Path
 
 from benchmarks.paired import machine_line
-from nrf.commands import demo, generate_data, learn_shapes
+from nrf.commands import generate_data, learn_shapes
 from nrf.training import run as run_module
 
+RENDERING = "--generator clean --shapes circle --resolution 48 48 --scales 18 --velocities 0.5 --frames 128"
+RECORDINGS = 200
+TRAINING = (
+    "--net li --timesteps 20 --skip_connections 1 --dropout 0 --n_spatial_scales 3 --n_angles 1 --n_ratios 1 "
+    "--batch_size 8 --lr_decay 0.85 --max_epochs 4 --num_workers 0 --accelerator cpu "
+    "--num_sanity_val_steps 0 --enable_model_summary false"
+)
 STARTS = {
     "published": "--init_scheme_spatial rf --init_scheme_temporal rf",
     "uniform": "--init_scheme_spatial uniform --init_scheme_temporal uniform",
@@ -28,7 +35,7 @@ STARTS = {
 
 def error_px(start, seed, out):
     """Train once; the best error in pixels over epochs."""
-    flags = f"{demo.TRAINING} {STARTS[start]} --seed {seed} --enable_progress_bar false"
+    flags = f"{TRAINING} {STARTS[start]} --seed {seed} --enable_progress_bar false"
     arguments = [str(out / f"data-{seed}"), str(out / "logs"), *flags.split()]
     trainer = run_module.train(learn_shapes.parse(arguments))
     return next(c for c in trainer.callbacks if isinstance(c, run_module.Published)).best_error_px
@@ -66,7 +73,7 @@ def main():
     errors = done(path)
     for seed in seeds:
         data = str(arguments.out / f"data-{seed}")
-        words = [str(demo.RECORDINGS), data, *demo.RENDERING.split(), "--seed", str(seed)]
+        words = [str(RECORDINGS), data, *RENDERING.split(), "--seed", str(seed)]
         if any((start, seed) not in errors for start in STARTS) and generate_data.main(words):
             raise SystemExit(1)
         for start in STARTS:

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "errors of trained networks in pixels",
     "track": "follow shapes through one recording, frame by frame",
     "report": "all runs under a folder of logs on one page",
+    "reproduce": "the paper's figure of errors, from nothing",
     "covariance": "measure how covariant the receptive fields are on the grid",
     "demo": "render, train, evaluate and film, in minutes",
 }

@@ -1,83 +1,103 @@
-"""Train leaky integrators to follow a circle in events, once from receptive fields and once from noise.
+"""The paper's point in five minutes: what single frames cannot see, neurons that remember can.
 
     make demo,  or  python3 -m nrf demo [--seed 0] [--out demo]
 
-renders a small data set, trains twice, evaluates both networks, and films the better one; pictures and the
-film go to the folder `demo`.  A few minutes on two cores, no GPU.
+renders a small circle that moves slowly in much noise, too little of it in any one frame to be seen, and
+trains four networks on it: ReLU units, which see a frame at a time, and leaky integrators, each from
+receptive fields and from uniform noise. These are the first four runs of `nrf reproduce spatial`, with data
+of their own. The folder `demo` gets errors/, learning.png, and film.gif with the four networks side by
+side. Five minutes on two cores, no GPU.
 """
 
-import csv
 from pathlib import Path
+from types import SimpleNamespace
 
-from nrf.commands import evaluate, generate_data, learn_shapes, track
-from nrf.commands.parser import CommandLine
-from nrf.data.dataset import ShapeDataset, recordings
+import numpy as np
+
+from nrf.commands import generate_data, learn_shapes
+from nrf.commands.parser import CommandLine, finish
+from nrf.data.dataset import read_recording, recordings
+from nrf.pictures.films import Panel, film
 from nrf.pictures.plots import kernel_bank, learning_curves
-from nrf.results.evaluate import CENTRE, run
+from nrf.results import evaluate
+from nrf.results.report import ERROR, read_scalars
+from nrf.results.reproduction import SIZES
 from nrf.results.tables import tables
+from nrf.results.track import delayed_labels, follow, frames_of
 from nrf.system.files import whole_file
 from nrf.theory.receptive_fields import KERNEL_SIZES, spatial_kernels, spatial_parameters
-from nrf.training.callbacks import Published
+from nrf.training.checkpoints import load_trained
 from nrf.training.run import train as train_run
 
-RENDERING = "--generator clean --shapes circle --resolution 48 48 --scales 18 --velocities 0.5 --frames 128"
-RECORDINGS = 200
-BANK = {"n_spatial_scales": 3, "n_angles": 1, "n_ratios": 1}
-TIMESTEPS, DELAY = 20, 1
-TRAINING = (
-    f"--net li --timesteps {TIMESTEPS} --network_delay {DELAY} --skip_connections 1 --dropout 0 "
-    + "".join(f"--{name} {value} " for name, value in BANK.items())
-    + "--batch_size 8 --lr_decay 0.85 --max_epochs 4 --num_workers 0 --accelerator cpu "
-    "--num_sanity_val_steps 0 --enable_model_summary false"
-)
-SCHEMES = {"receptive fields": "rf", "uniform": "uniform"}
+SIZE = SIZES["small"]
+FIELDS = "published"  # the receptive fields that the demo starts from
+KINDS = {  # what they are called: (network, start)
+    "single frames, uniform": ("ReLU-SF", "uniform"),
+    "single frames, receptive fields": ("ReLU-SF", FIELDS),
+    "leaky integrators, uniform": ("LI", "uniform"),
+    "leaky integrators, receptive fields": ("LI", FIELDS),
+}
+FILM_FRAMES = 128
+FPS = 12
 
 
-def train(scheme, data_root, logs, seed):
-    """Train with this initialisation; returns the best checkpoint's path, and (epochs, errors in pixels)."""
-    flags = f"{TRAINING} --init_scheme_spatial {scheme} --init_scheme_temporal {scheme} --seed {seed}"
-    trainer = train_run(learn_shapes.parse([str(data_root), str(logs), *flags.split()]))
-    published = next(c for c in trainer.callbacks if isinstance(c, Published))
-    version = str(trainer.logger.version)
-    norms = [float(norm) for _, norm, v in csv.reader(published.csv.open()) if v == version]
-    to_px = ShapeDataset(data_root, split="val", timesteps=TIMESTEPS).resolution[0] / 2
-    curve = range(1, len(norms) + 1), [norm * to_px for norm in norms]
-    return trainer.checkpoint_callback.best_model_path, curve
+def train(words, data_root, logs, seed):
+    """Train with these flags; returns the best checkpoint's path, and (epochs, errors in pixels)."""
+    trainer = train_run(learn_shapes.parse([str(data_root), str(logs), *words.split(), "--seed", str(seed)]))
+    errors = read_scalars(Path(trainer.logger.log_dir), (ERROR,))[0][ERROR]
+    errors_px = [errors[step] for step in sorted(errors)]
+    return trainer.checkpoint_callback.best_model_path, (range(1, len(errors_px) + 1), errors_px)
+
+
+def side_by_side(path, recording, checkpoints):
+    """A film of the networks {name: checkpoint} on a Recording, at `path`."""
+    panels = []
+    for name, checkpoint in checkpoints.items():
+        model = load_trained(checkpoint).model
+        track = follow(model, recording)
+        panels.append(Panel(name, track.predicted_px[:FILM_FRAMES], track.heatmaps[:FILM_FRAMES]))
+        labels_px = delayed_labels(recording, model.config.network_delay, model.config.n_classes)
+    frames = np.stack([frame.numpy() for frame in frames_of(recording)])[:FILM_FRAMES]
+    with whole_file(path, ending=path.suffix) as partial:
+        film(partial, frames, labels_px[:FILM_FRAMES], panels, FPS)
+
+
+def draw_fields(path):
+    """The bank of receptive fields that the networks start from, a PNG at `path`."""
+    settings = learn_shapes.parse(["DATA", "LOGS", *SIZE.lines()["LI", FIELDS].split()])
+    rows = spatial_parameters(*(settings[f"n_{name}"] for name in ("spatial_scales", "angles", "ratios")))
+    kernels = spatial_kernels(rows, KERNEL_SIZES[0], FIELDS)
+    with whole_file(path) as partial:
+        kernel_bank(kernels.numpy(), rows.numpy(), partial)
+
+
+def demonstrate(arguments):
+    """Everything that the demo leaves in its folder."""
+    out, seed = Path(arguments.out), arguments.seed
+    out.mkdir(parents=True, exist_ok=True)
+    draw_fields(out / "kernels.png")
+    data_root, (number, flags) = out / f"data-{seed}", SIZE.recordings["spatial"]
+    if generate_data.main([str(number), str(data_root), *flags.split(), "--seed", str(seed)]):
+        raise OSError(f"{data_root}: not rendered")
+    lines = SIZE.lines()
+    runs = {name: train(lines[kind], data_root, out / "logs", seed) for name, kind in KINDS.items()}
+    checkpoints = {name: checkpoint for name, (checkpoint, _) in runs.items()}
+    asked = {"data": str(data_root), "checkpoints": list(checkpoints.values()), "out": str(out / "errors")}
+    asked |= {"split": "val", "batch_size": None, "num_workers": 0, "device": "cpu"}
+    results = evaluate.run(SimpleNamespace(**asked))
+    centre = next(result for result in results if result.network == evaluate.CENTRE)
+    with whole_file(out / "learning.png") as partial:
+        curves = {name: curve for name, (_, curve) in runs.items()}
+        learning_curves(curves, partial, centre.errors["all", "all"].mean)
+    print("\n" + tables(results, f"{data_root}: errors in pixels on recordings not trained on") + "\n")
+    validation = recordings(data_root, "val")
+    side_by_side(out / "film.gif", read_recording(validation[len(validation) // 2]), checkpoints)
+    print(f"see {out}/film.gif, learning.png, kernels.png, errors/; tensorboard --logdir {out}/logs")
 
 
 def main(argv=None):
+    """The command; returns its exit code."""
     parser = CommandLine("nrf demo", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="seed of data and training")
     parser.add_argument("--out", default="demo", help="folder to write to")
-    arguments = parser.parse_args(argv)
-    out, seed = Path(arguments.out), arguments.seed
-
-    rows = spatial_parameters(*BANK.values())
-    out.mkdir(parents=True, exist_ok=True)
-    with whole_file(out / "kernels.png") as partial:
-        kernel_bank(spatial_kernels(rows, KERNEL_SIZES[0]).numpy(), rows.numpy(), partial)
-
-    data_root = out / f"data-{seed}"
-    code = generate_data.main([str(RECORDINGS), str(data_root), *RENDERING.split(), "--seed", str(seed)])
-    if code:
-        return code
-    runs = {name: train(scheme, data_root, out / "logs", seed) for name, scheme in SCHEMES.items()}
-    checkpoints = [checkpoint for checkpoint, _ in runs.values()]
-
-    parsed = evaluate.command_line().parse_args(
-        [str(data_root), *checkpoints, "--out", str(out / "errors"), "--device", "cpu"]
-    )
-    results = run(parsed)
-    errors_px = {result.network: result.errors["all", "all"].mean for result in results}
-    with whole_file(out / "learning.png") as partial:
-        curves = {name: curve for name, (_, curve) in runs.items()}
-        learning_curves(curves, partial, errors_px[CENTRE])
-    print("\n" + tables(results, f"{data_root}: errors in pixels on recordings not trained on") + "\n")
-
-    best = min(results[: len(runs)], key=lambda result: result.errors["all", "all"].mean)
-    recording = recordings(data_root, "val")[0]
-    code = track.main(
-        [str(best.checkpoint), str(recording), "--out", str(out / "track.gif"), "--device", "cpu"]
-    )
-    print(f"see {out}/kernels.png, learning.png, errors/, track.gif; tensorboard --logdir {out}/logs")
-    return code
+    return finish(parser.prog, demonstrate, parser.parse_args(argv))

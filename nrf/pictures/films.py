@@ -4,9 +4,11 @@ Positions in pixels (..., 2) run first along the rows of an image, then along it
 field's size.
 """
 
+import functools
 import importlib.util
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import imageio.v3 as imageio
 import numpy as np
@@ -14,62 +16,83 @@ from PIL import Image, ImageDraw
 
 from nrf.pictures.plots import BLACK, BLUE, GREY, MARGIN, ORANGE, WHITE, font
 
-PURPLE = (150, 20, 110)
+PURPLE, GREEN, BROWN = (150, 20, 110), (0, 105, 60), (140, 60, 0)
+INKS = (PURPLE, GREEN, BROWN)  # of predictions, by object
+OBJECTS = ("circle", "square", "triangle")  # names where there are three, in GERD's order
 EVENT_COLOURS = np.array([WHITE, ORANGE, BLUE, GREY], np.uint8)  # by off + 2 * on
 SHADES = np.linspace(WHITE, (214, 165, 205), 12).round().astype(np.uint8)  # of heat maps, from none to most
 FINE = 2  # tracks are drawn so many times larger, then reduced: smooth lines
 FPS = (1, 50)  # browsers slow down delays of less than 20 ms
 
 
-def track_gif(path, frames, true_px, predicted_px, heatmaps=None, fps=20, trail=12, title=None):
-    """Events with true and predicted positions over time: a GIF at `path` (.mp4 with imageio-ffmpeg).
+class Panel(NamedTuple):
+    """What one network saw and said: a part of a film."""
 
-    frames: (T, 2, H, W) events, off then on; any value above 0 is an event.  true_px, predicted_px: (T, N, 2)
-    in pixels; a line joins the two of each object, and a trail shows the last `trail` steps of both.
-    heatmaps: (T, N, h, w), shaded behind the events, each step by its own maximum; negatives count as 0.
+    title: str | None
+    predicted_px: np.ndarray  # (T, N, 2)
+    heatmaps: np.ndarray | None  # (T, N, h, w)
+
+
+def track_gif(path, frames, true_px, predicted_px, heatmaps=None, fps=20, trail=12, title=None):
+    """The film of a single network; see `film`."""
+    film(path, frames, true_px, [Panel(title, predicted_px, heatmaps)], fps, trail)
+
+
+def film(path, frames, true_px, panels, fps=20, trail=12):
+    """Events with true and predicted positions over time, a `Panel` for each network side by side: a GIF at
+    `path` (.mp4 with imageio-ffmpeg).
+
+    frames: (T, 2, H, W) events, off then on; any value above 0 is an event.  true_px and those predicted:
+    (T, N, 2) in pixels; a line joins the two of each object, and a trail shows the last `trail` steps of
+    both.  Heat maps are shaded behind the events, each step by its own maximum; negatives count as 0.
     Every frame states the mean distance over the objects.  Positions that are not finite are left out, those
     outside are drawn at the border.  fps: 1 to 50; a GIF rounds its delays to 10 ms.
     ValueError for another ending or rate, or shapes that do not fit.
     """
-    frames = np.asarray(frames) > 0
-    true_px, predicted_px = np.asarray(true_px, float), np.asarray(predicted_px, float)
+    frames, true_px = np.asarray(frames) > 0, np.asarray(true_px, float)
+    panels = [panel._replace(predicted_px=np.asarray(panel.predicted_px, float)) for panel in panels]
     check_film(path, fps)
-    _check_track(frames, true_px, predicted_px, heatmaps)
-    pictures = _pictures(frames, true_px, predicted_px, heatmaps, trail, title)
+    for panel in panels:
+        _check_track(frames, true_px, panel.predicted_px, panel.heatmaps)
+    pictures = _pictures(frames, true_px, panels, trail)
     if Path(path).suffix == ".mp4":
-        with imageio.imopen(path, "w", plugin="FFMPEG") as film:
-            film.write(list(pictures), fps=fps, macro_block_size=2)
+        with imageio.imopen(path, "w", plugin="FFMPEG") as mp4:
+            mp4.write(list(pictures), fps=fps, macro_block_size=2)
     else:
         palette = _palette()
         images = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in pictures)
         next(images).save(path, save_all=True, append_images=images, duration=round(100 / fps) * 10, loop=0)
 
 
-def _pictures(frames, true_px, predicted_px, heatmaps, trail, title):
+def _pictures(frames, true_px, panels, trail):
     T, _, H, W = frames.shape
-    zoom = max(1, round(480 / max(H, W)))
-    stage, corner = _stage(W * zoom, H * zoom, title)
-    distances_px = np.linalg.norm(predicted_px - true_px, axis=-1).mean(-1)
+    zoom = max(1, round((480 if len(panels) == 1 else 288) / max(H, W)))
+    entries = _legend(true_px, any(panel.heatmaps is not None for panel in panels), frames.all(1).any())
+    stage, corners, y = _stage(W * zoom, H * zoom, [panel.title for panel in panels], entries)
     name = "error" if true_px.shape[1] == 1 else "mean error"
+    small = font(16 * FINE)
     for t in range(T):
         recent = slice(max(0, t - trail), t + 1)
-        paper = _paper(frames[t], None if heatmaps is None else heatmaps[t])
         picture = stage.copy()
-        picture.paste(_field(paper, true_px[recent], predicted_px[recent], FINE * zoom), corner)
-        draw, y = ImageDraw.Draw(picture), picture.height - 42 * FINE
-        draw.text((MARGIN * FINE, y), f"frame {t + 1} / {T}", BLACK, font(16 * FINE), "lm")
-        if np.isfinite(distances_px[t]):
-            error = f"{name} {distances_px[t]:.1f} px"
-            draw.text((picture.width - MARGIN * FINE, y), error, BLACK, font(16 * FINE), "rm")
+        draw = ImageDraw.Draw(picture)
+        for panel, corner in zip(panels, corners, strict=True):
+            paper = _paper(frames[t], None if panel.heatmaps is None else panel.heatmaps[t])
+            field = _field(paper, true_px[recent], panel.predicted_px[recent], FINE * zoom)
+            picture.paste(field, corner)
+            distance_px = np.linalg.norm(panel.predicted_px[t] - true_px[t], axis=-1).mean()
+            if np.isfinite(distance_px):
+                right = corner[0] + field.width if len(panels) > 1 else picture.width - MARGIN * FINE
+                draw.text((right, y), f"{name} {distance_px:.1f} px", BLACK, small, "rm")
+        draw.text((MARGIN * FINE, y), f"frame {t + 1} / {T}", BLACK, small, "lm")
         yield picture.reduce(FINE)
 
 
 def terminal_picture(frame, true_px, predicted_px, heatmap, size):
     """The field as text for a terminal of `size` (columns, lines) in 24-bit colours, two pixels a character.
 
-    frame: (2, H, W) events.  true_px, predicted_px: (N, 2), black and purple crosses, left out where they
-    are not finite.  heatmap: (N, h, w) or None.  The field is made to fit; a place has the events that fall
-    on it.
+    frame: (2, H, W) events.  true_px, predicted_px: (N, 2), black and coloured crosses (`INKS`), left out
+    where they are not finite.  heatmap: (N, h, w) or None.  The field is made to fit; a place has the events
+    that fall on it.
     """
     _, H, W = frame.shape
     columns, lines = size
@@ -79,8 +102,10 @@ def terminal_picture(frame, true_px, predicted_px, heatmap, size):
     p, row, column = np.nonzero(frame)
     small[p, row * h // H, column * w // W] = True
     paper = _paper(small.astype(int), heatmap).copy()
-    for positions_px, colour in ((true_px, BLACK), (predicted_px, PURPLE)):
-        for position in positions_px[np.isfinite(positions_px).all(-1)]:
+    marks = [(position, BLACK) for position in true_px]
+    marks += [(position, INKS[n % len(INKS)]) for n, position in enumerate(predicted_px)]
+    for position, colour in marks:
+        if np.isfinite(position).all():
             i, j = (
                 int(np.clip(x * n / N, 0, n - 1)) for x, n, N in zip(position, (h, w), (H, W), strict=True)
             )
@@ -142,55 +167,107 @@ def _field(paper, true_px, predicted_px, scale):
     draw = ImageDraw.Draw(image)
     H, W, _ = paper.shape
     true, predicted = (p.clip(0, (H, W))[..., ::-1] * scale for p in (true_px, predicted_px))
-    for positions, colour in ((true, BLACK), (predicted, PURPLE)):
-        for steps in positions.swapaxes(0, 1):
-            draw.line([tuple(xy) for xy in steps if np.isfinite(xy).all()], colour, 3)
-    for start, end in zip(true[-1], predicted[-1], strict=True):
+    for n in range(true.shape[1]):
+        for positions, colour in ((true, BLACK), (predicted, INKS[n % len(INKS)])):
+            draw.line([tuple(xy) for xy in positions[:, n] if np.isfinite(xy).all()], colour, 3)
+    for n, (start, end) in enumerate(zip(true[-1], predicted[-1], strict=True)):
         if np.isfinite([start, end]).all():
             draw.line([*start, *end], GREY, 3)
-        for mark, xy in ((_ring, start), (_cross, end)):
+        for mark, xy in ((_outline, start), (_cross, end)):
             if np.isfinite(xy).all():
-                mark(draw, *xy)
+                mark(draw, *xy, n)
     return image
 
 
-def _ring(draw, x, y):
-    draw.ellipse((x - 18, y - 18, x + 18, y + 18), outline=BLACK, width=5)
+def _outline(draw, x, y, n=0):
+    """The true position of object n: a circle, a square or a triangle, in GERD's order."""
+    if n % 3 == 0:
+        draw.ellipse((x - 18, y - 18, x + 18, y + 18), outline=BLACK, width=5)
+    else:
+        corners = (
+            ((-16, -16), (16, -16), (16, 16), (-16, 16)) if n % 3 == 1 else ((-18, 14), (18, 14), (0, -20))
+        )
+        points = [(x + dx, y + dy) for dx, dy in corners]
+        draw.line([*points, *points[:2]], BLACK, 5, joint="curve")
 
 
-def _cross(draw, x, y):
-    draw.line((x - 15, y - 15, x + 15, y + 15), PURPLE, 7)
-    draw.line((x - 15, y + 15, x + 15, y - 15), PURPLE, 7)
+def _cross(draw, x, y, n=0):
+    colour = INKS[n % len(INKS)]
+    draw.line((x - 15, y - 15, x + 15, y + 15), colour, 7)
+    draw.line((x - 15, y + 15, x + 15, y - 15), colour, 7)
 
 
-def _stage(width, height, title):
-    """What all frames of a track share, FINE times as large: title and legend around an empty field, width x
-    height; and the corner of that field."""
+def _legend(true_px, heatmaps, both):
+    """What a film shows, as (marks, text): marks are functions (draw, x, y), or a list of colours.
+
+    Only what is there: no true positions where none is known, no colour that does not occur.
+    """
+    n = true_px.shape[1]
+    known = np.isfinite(true_px).all(-1).any(0)
+    entries = []
+    for k in range(n):
+        of = "" if n == 1 else f" {OBJECTS[k] if n == len(OBJECTS) else k + 1}"
+        entries += [([functools.partial(_outline, n=k)], f"true{of}")] * bool(known[k])
+        entries.append(([functools.partial(_cross, n=k)], f"predicted{of}"))
+    entries += [([ORANGE], "event off"), ([BLUE], "event on")] + [([GREY], "both")] * bool(both)
+    if heatmaps:
+        entries.append(
+            ([tuple(SHADES[k]) for k in (3, 7, 11)], "heat map; predicted is its mean, not its peak")
+        )
+    return entries
+
+
+def _stage(width, height, titles, entries):
+    """What all frames of a film share, FINE times as large: titles and legend around empty fields, width x
+    height each; the corners of the fields, and the height at which frames state number and errors."""
     heading, small = font(17 * FINE), font(14 * FINE)
-    top = 38 if title else MARGIN
-    inner = max(width, 420, math.ceil(heading.getlength(title or "") / FINE))
-    size = inner + 2 * MARGIN + inner % 2, top + height + 62 + (top + height) % 2  # films need even numbers
-    corner = (MARGIN + (inner - width) // 2) * FINE, top * FINE
+    top, gap = (38 if any(titles) else MARGIN), 14
+    if len(titles) > 1:
+        widest = heading.getlength(max((title or "" for title in titles), key=heading.getlength))
+        inner = len(titles) * (max(width, math.ceil(widest / FINE)) + gap) - gap
+    else:
+        inner = max(width, 420, math.ceil(heading.getlength(titles[0] or "") / FINE))
+    lines = _lines([26 * len(marks) + 14 + small.getlength(text) for marks, text in entries], inner * FINE)
+    foot = 41 + 21 * len(lines)
+    size = inner + 2 * MARGIN + inner % 2, top + height + foot + (top + height + foot) % 2  # films want even
+    column = (inner + gap) / len(titles)
+    left = MARGIN + (inner - width) // 2 if len(titles) == 1 else MARGIN
+    corners = [(round(left + k * column) * FINE, top * FINE) for k in range(len(titles))]
     stage = Image.new("RGB", (size[0] * FINE, size[1] * FINE), WHITE)
     draw = ImageDraw.Draw(stage)
-    draw.text((MARGIN * FINE, corner[1] / 2), title or "", BLACK, heading, "lm")
-    right, bottom = corner[0] + width * FINE, corner[1] + height * FINE
-    draw.rectangle((corner[0] - 2, corner[1] - 2, right + 1, bottom + 1), GREY)
-    x, y = MARGIN * FINE + 20, (size[1] - 17) * FINE
-    for name, mark in (("true", _ring), ("predicted", _cross), ("event off", ORANGE), ("event on", BLUE)):
-        if callable(mark):
-            mark(draw, x, y)
-        else:
-            draw.rectangle((x - 10, y - 10, x + 9, y + 9), mark)
-        draw.text((x + 28, y), name, BLACK, small, "lm")
-        x += small.getlength(name) + 84
-    return stage, corner
+    for title, (x, y) in zip(titles, corners, strict=True):
+        draw.text((x if len(titles) > 1 else MARGIN * FINE, y / 2), title or "", BLACK, heading, "lm")
+        draw.rectangle((x - 2, y - 2, x + width * FINE + 1, y + height * FINE + 1), GREY)
+    for row, line in enumerate(lines):
+        x, y = MARGIN * FINE + 20, (size[1] - 17 - 21 * (len(lines) - 1 - row)) * FINE
+        for marks, text in (entries[k] for k in line):
+            for mark in marks:
+                if callable(mark):
+                    mark(draw, x, y)
+                else:
+                    draw.rectangle((x - 10, y - 10, x + 9, y + 9), mark)
+                x += 20 if len(marks) > 1 and mark is not marks[-1] else 28
+            draw.text((x, y), text, BLACK, small, "lm")
+            x += small.getlength(text) + 44
+    return stage, corners, (top + height + 20) * FINE
+
+
+def _lines(widths, room):
+    """Entries of these widths, as lists of indices that fit into lines of `room` each."""
+    lines, used = [[]], 0
+    for k, width in enumerate(widths):
+        if lines[-1] and used + width > room:
+            lines.append([])
+            used = 0
+        lines[-1].append(k)
+        used += width + 44
+    return lines
 
 
 def _palette():
     """The colours of a track, an image to quantize by: papers, inks, and blends of each two for smooth edges.
     One palette for all frames, so that nothing flickers."""
-    papers, inks = np.concatenate([EVENT_COLOURS, SHADES[1:]]), np.array([BLACK, PURPLE, GREY])
+    papers, inks = np.concatenate([EVENT_COLOURS, SHADES[1:]]), np.array([BLACK, GREY, *INKS])
     weights = np.arange(1, 4)[:, None, None, None] / 4
     blends = papers[:, None] * (1 - weights) + inks * weights
     colours = np.concatenate([papers, inks, blends.reshape(-1, 3)]).round().astype(np.uint8)

@@ -166,8 +166,8 @@ def error_boxes(panels, path):
     """Errors in pixels as the paper's box plot, a PNG at `path`, one panel per data set.
 
     panels: {title: [(network, initialisation, errors, published), ...]}.  errors: a dict of p5, q1, median,
-    q3, p95 (whiskers reach p5 and p95), or a list of numbers, drawn as points around their box.  published:
-    the published median or None, drawn as a diamond.  An initialisation of None is a baseline: a dashed line.
+    q3, p95 (whiskers reach p5 and p95) and points if any, or a list of numbers, its points.  published: the
+    published median or None, drawn as a diamond.  An initialisation of None is a baseline: a dashed line.
     ValueError without panels.
     """
     if not panels:
@@ -176,7 +176,7 @@ def error_boxes(panels, path):
     figure = Figure(figsize=(1.6 + 1.5 * sum(widths), 4.6), dpi=150, layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
     inits = list(dict.fromkeys(box[1] for boxes in panels.values() for box in boxes if box[1] is not None))
-    inits.sort(key=lambda name: (name != "rf", name != "uniform", name))
+    inits.sort(key=lambda name: (name == "uniform", name != "rf", name != "published", name))
     for axes, (title, boxes) in zip(grid, panels.items(), strict=True):
         networks = list(dict.fromkeys(network for network, init, *_ in boxes if init is not None))
         for network, init, errors, published in boxes:
@@ -207,7 +207,7 @@ def error_boxes(panels, path):
 
 
 def _box(axes, x, width, errors, colour):
-    points = []
+    points = errors.get("points", []) if isinstance(errors, dict) else []
     if not isinstance(errors, dict):
         points = [error for error in errors if math.isfinite(error)]
         if not points:

@@ -292,10 +292,7 @@ def page(runs, logs, pictures):
     }
     shared = ", ".join(f"{name} {cell(value)}" for name, value in common.items())
     parts = [f"<h1>{html.escape(str(logs))}</h1><p>{len(runs)} runs: {counts}.</p>"]
-    for title, path in pictures:
-        encoded = base64.b64encode(path.read_bytes()).decode()
-        alt = html.escape(title)
-        parts.append(f'<h2>{alt}</h2><img alt="{alt}" src="data:image/png;base64,{encoded}">')
+    parts += [picture_html(title, path) for title, path in pictures]
     parts += ["<h2>Networks and initialisations</h2>", html_table(*group_table(runs))]
     parts += ["<h2>Runs</h2>", html_table(*table(runs))]
     parts += [
@@ -307,4 +304,16 @@ def page(runs, logs, pictures):
         "medians of the published figure, read off to 0.3 pixels.</p>"
     )
     parts.append(f"<p>{time.strftime('%Y-%m-%d %H:%M %Z')}</p>")
-    return f"<!doctype html><meta charset=utf-8><title>Runs</title><style>{STYLE}</style>" + "\n".join(parts)
+    return whole_page("Runs", parts)
+
+
+def picture_html(title, path):
+    """A heading, and the PNG at `path` inlined."""
+    encoded, alt = base64.b64encode(path.read_bytes()).decode(), html.escape(title)
+    return f'<h2>{alt}</h2><img alt="{alt}" src="data:image/png;base64,{encoded}">'
+
+
+def whole_page(title, parts):
+    """An HTML page of these parts."""
+    head = f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
+    return head + "\n".join(parts)

@@ -39,9 +39,10 @@ def network_name(settings):
 
 
 def initialisation_name(settings):
-    """rf, uniform, or space-time where the two differ."""
+    """rf (published fields), exact (fields), uniform, or space-time where the two differ."""
     space, time = settings["init_scheme_spatial"], settings["init_scheme_temporal"]
-    return space if space == time or settings["net"] == "ann" else f"{space}-{time}"
+    name = "exact" if space == "rf" and settings.get("receptive_fields") == "exact" else space
+    return name if space == time or settings["net"] == "ann" else f"{name}-{time}"
 
 
 def published_set(name):

@@ -130,8 +130,8 @@ def live(recording, labels_px, stream):
             frame.numpy(), labels_px[t], predicted_px[t], heatmaps, (columns, lines - 2)
         )
         error_px = np.linalg.norm(predicted_px[t] - labels_px[t], axis=-1).mean()
-        error = f", error {error_px:.1f} px" if np.isfinite(error_px) else ""
-        stream.write(f"{home}{picture}\nframe {t + 1} / {T}, true black, predicted purple{error}   \n")
+        error = f", true black, error {error_px:.1f} px" if np.isfinite(error_px) else ""
+        stream.write(f"{home}{picture}\nframe {t + 1} / {T}, predicted in colour{error}   \n")
         stream.flush()
 
     return draw

@@ -36,6 +36,11 @@ class Job(NamedTuple):
     started: float
 
 
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def gpus():
     """What CUDA_VISIBLE_DEVICES may name, one each."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
@@ -51,8 +56,7 @@ def environment(slot, jobs):
     """Of the run in a slot: with several at once each has its GPU, and its share of the processor's cores."""
     if jobs == 1:
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    variables = {"OMP_NUM_THREADS": str(max(cores // jobs, 1))} | dict(os.environ)
+    variables = {"OMP_NUM_THREADS": str(max(cores() // jobs, 1))} | dict(os.environ)
     found = gpus()
     if found:
         variables["CUDA_VISIBLE_DEVICES"] = found[slot % len(found)]
@@ -76,7 +80,7 @@ class Sweep:
     def __init__(self, runs, data, jobs, command, on_signal):
         self.waiting, self.data, self.jobs = list(runs), data, jobs
         self.command, self.on_signal = command, on_signal
-        self.running = {}  # slot: Job
+        self.running, self.spent_s = {}, []  # slot: Job; seconds of the runs that finished here
         self.received, self.passed_on, self.bad, self.stopped = None, None, 0, 0
 
     def receive(self, number, frame):
@@ -165,7 +169,8 @@ class Sweep:
             said = last_line(job.run.folder / "run.log")
             if code == 0:
                 write_marker(job.run, self.data, spent)
-                print(f"{job.run.name}: finished in {spent:.0f} s; {said}", flush=True)
+                self.spent_s.append(spent)
+                print(f"{job.run.name}: finished in {spent:.0f} s; {said}{self.left()}", flush=True)
         except OSError as error:
             code, said = 1, f"{error.strerror}: {error.filename}"
         os.close(job.lock)
@@ -181,6 +186,13 @@ class Sweep:
         self.bad += 1
         ended = f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
         print(f"{job.run.name}: failed ({ended}): {said}", file=sys.stderr, flush=True)
+
+
+    def left(self):
+        """How many runs are left, and for about how long at the mean of those before; "" for none."""
+        n = len(self.waiting) + len(self.running)
+        minutes = n * sum(self.spent_s) / len(self.spent_s) / min(self.jobs, max(n, 1)) / 60
+        return f"; {n} left, about {max(minutes, 1):.0f} min" if n else ""
 
 
 def write_marker(run, data, seconds):

@@ -1,0 +1,52 @@
+"""Learning curves of many runs in a grid of small panels: a PNG."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from nrf.pictures.plots import CYCLE
+
+
+def curve_grid(panels, path, xlabel="training steps", ylabel="error in pixels"):
+    """Errors over training steps, a PNG at `path`: a row per data set, a column per network, a colour per
+    start.
+
+    panels: {row: {column: {name: [(steps, errors_px), ...]}}}, a thin line for each pair (a seed) and a thick
+    one through their medians, where all pairs have the same steps.  ValueError without panels.
+    """
+    if not panels:
+        raise ValueError("learning curves: expected at least one panel, got none")
+    columns = list(dict.fromkeys(column for row in panels.values() for column in row))
+    names = list(dict.fromkeys(name for row in panels.values() for cell in row.values() for name in cell))
+    figure = Figure(
+        figsize=(2.9 * len(columns) + 0.6, 2.5 * len(panels) + 0.9), dpi=150, layout="constrained"
+    )
+    grid = figure.subplots(len(panels), len(columns), sharex=True, sharey="row", squeeze=False)
+    for line, (row, cells) in zip(grid, panels.items(), strict=True):
+        line[0].set_ylabel(f"{row}\n{ylabel}")
+        for axes, column in zip(line, columns, strict=True):
+            for name, pairs in cells.get(column, {}).items():
+                _curves(axes, pairs, CYCLE[names.index(name) % len(CYCLE)])
+            axes.set(yscale="log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter() if line is not grid[0] else "{x:g}")
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.grid(color="0.92")
+            axes.spines[["top", "right"]].set_visible(False)
+    for axes, column in zip(grid[0], columns, strict=True):
+        axes.set_title(column)
+    for axes in grid[-1]:
+        axes.set_xlabel(xlabel)
+    handles = [Line2D([], [], color=CYCLE[i % len(CYCLE)], linewidth=2, label=n) for i, n in enumerate(names)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.savefig(path, format="png")
+
+
+def _curves(axes, pairs, colour):
+    for steps, errors_px in pairs:
+        axes.plot(steps, errors_px, color=colour, linewidth=0.8, alpha=0.5)
+    if len({tuple(steps) for steps, _ in pairs}) == 1:
+        axes.plot(
+            pairs[0][0], np.median([errors for _, errors in pairs], axis=0), color=colour, linewidth=2.2
+        )

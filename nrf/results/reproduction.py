@@ -1,0 +1,210 @@
+"""The paper's figure of errors: the runs that make it, and what came out of them.
+
+    network x start x seed, on each of two data sets: several sizes at one velocity, several velocities
+
+A start is how weights begin: as the published receptive fields, as exact ones, or as uniform noise.  `SIZES`
+holds the
+settings, `read` collects what finished runs left, `verdicts` and `table` say what it shows.
+"""
+
+import statistics
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import NamedTuple
+
+from nrf.results import evaluate, report
+from nrf.results.tables import NETWORKS, PUBLISHED_PX, initialisation_name, network_name, pooled
+
+DATA_SETS = ("spatial", "temporal")
+STARTS = {
+    "published": "--receptive_fields=published --init_scheme_spatial=rf --init_scheme_temporal=rf",
+    "exact": "--receptive_fields=exact --init_scheme_spatial=rf --init_scheme_temporal=rf",
+    "uniform": "--receptive_fields=published --init_scheme_spatial=uniform --init_scheme_temporal=uniform",
+}
+FIELDS = ("published", "exact")  # the starts that are receptive fields
+ORDER = ("LI", "LIF", "ReLU-MF", "ReLU-SF")  # from the smallest error to the largest, as in the paper
+NEURONS = {  # flags that tell the networks apart, as in config_ann.txt and config_snn.txt
+    "ReLU-SF": "--net=ann --coordinate=dsnt --stack_frames=1",
+    "ReLU-MF": "--net=ann --coordinate=dsnt --stack_frames=8",
+    "LI": "--net=li --coordinate=dsntli --stack_frames=1",
+    "LIF": "--net=lif --coordinate=dsntli --stack_frames=1",
+}
+SMALL_FIELD = "--generator clean --shapes circle --resolution 32 32 --bg_density 0.012"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the experiment is.
+
+    recordings: (number for each condition, flags of generate_data) by data set.  training: flags that all
+    runs share.  batch_sizes: by network.  reduced: what is smaller than in the paper; "" for nothing.
+    """
+
+    recordings: dict
+    training: str
+    batch_sizes: dict
+    reduced: str = ""
+
+    def lines(self):
+        """{(network, start): flags of learn_shapes}, in the order in which they run."""
+        return {
+            (network, start): f"{neuron} --batch_size={self.batch_sizes[network]} {words} {self.training}"
+            for start, words in STARTS.items()
+            for network, neuron in NEURONS.items()
+        }
+
+
+SIZES = {
+    "small": Size(
+        recordings={
+            "spatial": (60, f"{SMALL_FIELD} --scales 6 8 11 15 --velocities 0.05"),
+            "temporal": (60, f"{SMALL_FIELD} --scales random --velocities 0.025 0.05 0.1 0.2"),
+        },
+        training="--n_spatial_scales=4 --n_temporal_scales=4 --n_angles=1 --n_ratios=2 --dropout=0 "
+        "--timesteps=32 --limit_train_batches=20 --max_epochs=12 --num_workers=0 --accelerator=cpu "
+        "--num_sanity_val_steps=0 --enable_model_summary=false",
+        batch_sizes=dict.fromkeys(NEURONS, 8),
+        reduced="One circle instead of three shapes, in 32 x 32 pixels instead of 300 x 300; 240 recordings "
+        "instead of 2,000 and 8,000; 32 receptive fields instead of 144; 240 training steps of 8 recordings.",
+    ),
+    "tiny": Size(  # for tests
+        recordings={
+            "spatial": (2, "--shapes circle --resolution 16 16 --scales 5 6 --velocities 0.2 --frames 32"),
+            "temporal": (2, "--shapes circle --resolution 16 16 --scales 5 --velocities 0.1 0.2 --frames 32"),
+        },
+        training="--n_spatial_scales=1 --n_temporal_scales=1 --n_angles=1 --n_ratios=1 --timesteps=4 "
+        "--max_epochs=2 --limit_train_batches=1 --num_workers=0 --accelerator=cpu --num_sanity_val_steps=0",
+        batch_sizes=dict.fromkeys(NEURONS, 2),
+        reduced="Everything: a test.",
+    ),
+    "paper": Size(
+        recordings={
+            "spatial": (500, "--generator published --scales 10 20 40 80 --velocities 0.2"),
+            "temporal": (2000, "--generator published --scales random --velocities 0.16 0.32 0.64 1.28"),
+        },
+        training="--weight_sharing=1 --batch_normalization=0 --n_spatial_scales=4 --n_temporal_scales=4 "
+        "--n_angles=4 --n_ratios=3 --dropout=0.05 --max_epochs=50 --devices=1 --strategy=dp",
+        batch_sizes={"ReLU-SF": 12, "ReLU-MF": 10, "LI": 8, "LIF": 4},
+    ),
+}
+
+
+class Outcome(NamedTuple):
+    """What the finished runs on one data set left; keys of both dicts are (network, start)."""
+
+    results: dict  # lists of `tables.Result`, one per seed
+    curves: dict  # lists of (steps, errors_px), one per seed
+    baselines: list  # `tables.Result`
+
+    def median(self, network, start):
+        """The median over seeds of a run's median error over windows, in pixels; None without runs."""
+        each = self.medians(network, start)
+        return statistics.median(each) if each else None
+
+    def medians(self, network, start):
+        return [
+            result.errors["all", "all"].quantile(0.5) for result in self.results.get((network, start), [])
+        ]
+
+
+def start_name(settings):
+    """published, exact or uniform."""
+    name = initialisation_name(settings)
+    return "published" if name == "rf" else name
+
+
+def read(data_root, folders, out, device="cpu"):
+    """The Outcome of the runs in `folders`, their best checkpoints evaluated on `data_root`; tables go to
+    `out`."""
+    arguments = {"data": str(data_root), "checkpoints": [str(folder) for folder in folders], "out": str(out)}
+    arguments |= {"split": "val", "batch_size": None, "num_workers": 0, "device": device}
+    results, baselines = {}, []
+    for result in evaluate.run(SimpleNamespace(**arguments)):
+        if result.checkpoint is None:
+            baselines.append(result)
+        else:
+            key = result.network, start_name(result.settings)
+            results.setdefault(key, []).append(result)
+    curves = {}
+    for folder in folders:
+        for logged in report.find_runs(folder):
+            errors = report.read_scalars(logged, (report.ERROR,))[0][report.ERROR]
+            settings = report.read_run(logged, folder).settings
+            steps = sorted(errors)
+            curve = [step + 1 for step in steps], [errors[step] for step in steps]
+            curves.setdefault((network_name(settings), start_name(settings)), []).append(curve)
+    return Outcome(results, curves, baselines)
+
+
+def better_fields(outcomes):
+    """The receptive fields, published or exact, with the smaller median error in more of the networks and
+    data sets;
+    None if either was not run."""
+    pairs = [
+        [outcome.median(network, start) for start in FIELDS]
+        for outcome in outcomes.values()
+        for network in ORDER
+    ]
+    if not pairs or any(None in pair for pair in pairs):
+        return None
+    exact_wins = sum(exact < published for published, exact in pairs)
+    return "exact" if 2 * exact_wins > len(pairs) else "published"
+
+
+def verdicts(outcomes):
+    """What the paper claims, and whether it came out: [(data set, claim, held, figures)]."""
+    fields, found = better_fields(outcomes), []
+    if fields is None:
+        return []
+    for data_set, outcome in outcomes.items():
+        errors = [outcome.median(network, fields) for network in ORDER]
+        held = all(a < b for a, b in zip(errors, errors[1:], strict=False))
+        figures = (
+            " < ".join(f"{error:.2f}" for error in errors) if held else ", ".join(f"{e:.2f}" for e in errors)
+        )
+        found.append((data_set, " < ".join(ORDER), held, figures))
+        for network in ORDER:
+            ours, uniform = outcome.median(network, fields), outcome.median(network, "uniform")
+            if uniform is not None:
+                claim = f"{network}: {fields} fields < uniform"
+                found.append((data_set, claim, ours < uniform, f"{ours:.2f}, {uniform:.2f}"))
+    return found
+
+
+def table(outcomes, marks):
+    """Header and rows: the median over seeds of each run's median error, the seeds' range behind it; with
+    `marks`, the
+    paper's medians."""
+    header = ["data", "network", *STARTS, *(("paper: fields", "paper: uniform") if marks else ())]
+    rows = []
+    for data_set, outcome in outcomes.items():
+        for network in NETWORKS:
+            cells = [spread_cell(outcome.medians(network, start)) for start in STARTS]
+            rows.append([data_set, network, *cells])
+            if marks:
+                rows[-1] += PUBLISHED_PX[data_set][network].values()
+        for baseline in outcome.baselines[:2]:
+            rows.append([data_set, baseline.network, baseline.errors["all", "all"].quantile(0.5)])
+            rows[-1] += [None] * (len(header) - 3)
+    return header, rows
+
+
+def spread_cell(values):
+    """Median and range of some numbers, as a table's cell; None for none."""
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):.2f}" + (f" ({low:.2f} to {high:.2f})" if len(values) > 1 else "")
+
+
+def boxes(outcome, data_set, marks):
+    """What `plots.error_boxes` draws of one data set: windows of all seeds pooled, and each seed's median as
+    a point."""
+    drawn = []
+    for network in NETWORKS:
+        for start in STARTS:
+            if group := outcome.results.get((network, start)):
+                errors = pooled(group, ("all", "all")).summary() | {"points": outcome.medians(network, start)}
+                paper = PUBLISHED_PX[data_set][network].get({"published": "rf"}.get(start, start))
+                drawn.append((network, start, errors, paper if marks else None))
+    return drawn + [(b.network, None, b.errors["all", "all"].summary(), None) for b in outcome.baselines[:1]]
