@@ -12,9 +12,8 @@ from nrf.training.module import ShapesModel
 
 EVENTS_PER_CELL = 0.0015  # of the random batch, as in the paper's recordings
 VALIDATION_SHARE = 0.5  # of a training step's time that a batch takes without its backward pass
-CPU_TIMESTEPS = (
-    2  # measured instead of all on a CPU, where time grows with time steps and batch (README, Speed)
-)
+CPU_PIXELS = 2**20  # in all frames of a batch: up to so many, a CPU is measured with the whole batch,
+CPU_TIMESTEPS = 2  # else with so many and one recording, since time grows with both (README, Speed)
 
 
 def random_batch(config, seed=0):
@@ -31,9 +30,9 @@ def random_batch(config, seed=0):
 def step_seconds(config: Config, device="cpu"):
     """Seconds that a training step of these settings takes: forward, loss and backward, the second of two.
 
-    On a CPU a batch of one with `CPU_TIMESTEPS` is measured and multiplied."""
-    factor = 1.0
-    if torch.device(device).type == "cpu":
+    On a CPU a large batch is measured with one recording and `CPU_TIMESTEPS`, and multiplied."""
+    factor, pixels = 1.0, config.batch_size * config.timesteps * math.prod(config.resolution)
+    if torch.device(device).type == "cpu" and pixels > CPU_PIXELS:
         timesteps = min(CPU_TIMESTEPS, config.timesteps)
         factor = config.batch_size * config.timesteps / timesteps
         config = dataclasses.replace(config, batch_size=1, timesteps=timesteps)

@@ -105,4 +105,7 @@ def test_a_step_is_measured_and_scaled_to_its_batch(network, monkeypatch):
     config = Config(**fields | {"resolution": (16, 16), "n_classes": 1})
     ticks = iter([0.0, 100.0, 200.0, 203.0])  # the first step, compiling and all, does not count
     monkeypatch.setattr(cost.time, "perf_counter", lambda: next(ticks))
+    assert cost.step_seconds(config) == 3.0
+    ticks = iter([0.0, 100.0, 200.0, 203.0])
+    monkeypatch.setattr(cost, "CPU_PIXELS", 0)
     assert cost.step_seconds(config) == 3.0 * config.batch_size * config.timesteps / cost.CPU_TIMESTEPS
