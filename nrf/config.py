@@ -1,7 +1,9 @@
 """Every hyper-parameter once: name, type, default (= the paper), help.
 
-The parser, the run name, the log and `config_*.txt` all walk the fields of `Config`.  Types, defaults and
-choices that differ from the published program: FIDELITY 20-22.
+The parser, the run name, the log and `config_*.txt` all walk the fields of `Config`.  The choices of a
+setting that names one of several things are the keys of a table, `NEURONS = table("net", {...})`, which is
+where those things are: a row added to it is accepted everywhere.  Types, defaults and choices that differ
+from the published program: FIDELITY 20-22.
 """
 
 import dataclasses
@@ -17,24 +19,42 @@ MINIMUM = {
 EXECUTION_ONLY = ("num_workers", "temporal_backend", "convolution", "checkpoint_activations", "compile")
 
 
-def option(default, help, choices=None, from_data=False):
-    """A field with its help and, where they are fewer than its type allows, its choices.
+TABLES = {}  # by setting: the table, or the tuple of names, that it chooses from
 
-    from_data: on the command line the recordings give its default.
-    """
-    return field(default=default, metadata={"help": help, "choices": choices, "from_data": from_data})
+
+def table(setting, rows):
+    """`rows`, whose keys are this setting's choices from now on, including those that are added later."""
+    TABLES[setting] = rows
+    return rows
+
+
+def check(setting, value):
+    """ValueError, with the choices that exist, unless `value` is one of those of `setting`."""
+    if value not in TABLES[setting]:
+        raise ValueError(f"{setting} {value!r}: expected one of {', '.join(map(str, TABLES[setting]))}")
+
+
+def pick(setting, value):
+    """The row `value` of a setting's table, which has to be there."""
+    check(setting, value)
+    return TABLES[setting][value]
+
+
+def option(default, help, from_data=False):
+    """A field with its help.  from_data: on the command line the recordings give its default."""
+    return field(default=default, metadata={"help": help, "from_data": from_data})
 
 
 def flag(default, help):
     """A field that is 0 or 1."""
-    return option(default, help, choices=(0, 1))
+    return field(default=default, metadata={"help": help, "from_data": False, "choices": (0, 1)})
 
 
 def result_affecting(settings):
     """The settings that decide what a run computes: runs are resumed and compared only where these agree."""
     kept = {name: value for name, value in settings.items() if name not in EXECUTION_ONLY}
-    if settings.get("net") == "lif" and settings.get("temporal_backend") == "norse":
-        kept["temporal_backend"] = "norse"  # with a gradient of its own (FIDELITY 5)
+    if settings.get("temporal_backend") == "norse":
+        kept["temporal_backend"] = "norse"  # of lif with a gradient of its own (FIDELITY 5)
     return kept
 
 
@@ -56,9 +76,7 @@ class Config:
     dataset_filter: str | None = option(None, "take only files whose path matches this regular expression")
     num_workers: int = option(2, "processes that read data; 0: the main process reads")
     # network
-    net: str = option(
-        "li", "neuron: leaky integrator, leaky integrate-and-fire, or ReLU", ("lif", "li", "ann")
-    )
+    net: str = option("li", "neuron: leaky integrator, leaky integrate-and-fire, or ReLU")
     n_spatial_scales: int = option(4, "spatial scales of the receptive fields: variances 1, 2, 4, ...")
     n_temporal_scales: int = option(4, "temporal channels: time constants 5.5, 11, 22, 44, ... ms")
     n_angles: int = option(4, "directions of the receptive fields")
@@ -72,56 +90,43 @@ class Config:
     )
     skip_connections: int = flag(0, "add each convolution's output to its neurons'")
     batch_normalization: int = flag(0, "normalise each convolution's input, per time step")
-    coordinate: str = option("dsntli", "heat map to position", ("dsnt", "dsntli", "pixel"))
-    rectification: str = option("softmax", "rectifier of the heat maps", ("softmax", "relu", "id", "sigmoid"))
-    receptive_fields: str = option(
-        "published", "family of receptive fields", ("published", "norse-1.1.0", "exact")
-    )
+    coordinate: str = option("dsntli", "heat map to position")
+    rectification: str = option("softmax", "rectifier of the heat maps")
+    receptive_fields: str = option("published", "family of receptive fields")
     train_receptive_fields: int = flag(
         0, "train deviations, angles and amplitudes of exact fields instead of every weight"
     )
-    init_scheme_spatial: str = option(
-        "rf", "initial convolutions: receptive fields or uniform noise", ("rf", "uniform")
-    )
-    init_scheme_temporal: str = option(
-        "rf", "initial time constants: logarithmic or uniform rates", ("rf", "uniform")
-    )
+    init_scheme_spatial: str = option("rf", "initial convolutions: receptive fields or uniform noise")
+    init_scheme_temporal: str = option("rf", "initial time constants: logarithmic or uniform rates")
     temporal_backend: str = option(
         "auto",
         "scan over time: auto or fused (fast), loop (readable), norse (step by step)",
-        ("auto", "fused", "loop", "norse"),
     )
     convolution: str = option(
-        "auto",
-        "convolution: over frequencies, directly, or auto: whichever is faster",
-        ("auto", "direct", "spectral"),
+        "auto", "convolution: over frequencies, directly, or auto: whichever is faster"
     )
     checkpoint_activations: int = flag(
         1, "large fields: compute the first layer again in the backward pass, the others channel by channel"
     )
     compile: int = flag(0, "compile batch normalisation with torch.compile; needs a C++ compiler on a CPU")
     # loss and optimisation
-    regularization: str = option("js", "regulariser of the heat maps", ("none", "js", "kl", "var"))
+    regularization: str = option("js", "regulariser of the heat maps")
     regularization_scale: float = option(1e-4, "weight of that regulariser")
     regularization_activity_mean: float = option(0.05, "spikes per neuron and step that lif is drawn to")
     regularization_activity_scale: float = option(0.05, "weight of that pull")
-    optimizer: str = option("adam", "optimiser", ("adagrad", "adam", "rmsprop", "sgd"))
+    optimizer: str = option("adam", "optimiser")
     optimizer_split: int = flag(0, "give time constants their own learning rate, 1e-10 of lr")
     lr: float = option(5e-3, "learning rate")
-    lr_step: str = option(
-        "step", "schedule: decay per epoch, cosine with warm restarts, none", ("step", "ca", "none")
-    )
+    lr_step: str = option("step", "schedule: decay per epoch, cosine with warm restarts, none")
     lr_decay: float = option(0.95, "factor of the learning rate per epoch, for lr_step step")
     weight_decay: float = option(1e-6, "coupled weight decay")
     warmup: int = option(20, "accepted and unused, as published: the warm-up lasts --timesteps (FIDELITY 12)")
     seed: int = option(0, "seed of weights, dropout, data order and workers")
 
     def __post_init__(self):
-        for name, choices in ((f.name, f.metadata["choices"]) for f in dataclasses.fields(self)):
-            if choices and getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} {getattr(self, name)!r}: expected one of {', '.join(map(str, choices))}"
-                )
+        for setting in dataclasses.fields(self):
+            if setting.name in TABLES:
+                check(setting.name, getattr(self, setting.name))
         for name, minimum in MINIMUM.items():
             if not getattr(self, name) >= minimum:  # NaN is refused too
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least {minimum}")
@@ -136,6 +141,9 @@ class Config:
     @property
     def in_channels(self):
         return 2 if self.sum_frames else 2 * self.stack_frames
+
+
+TABLES |= {f.name: f.metadata["choices"] for f in dataclasses.fields(Config) if "choices" in f.metadata}
 
 
 def run_name(config, data_root):

@@ -11,8 +11,9 @@ import jsonargparse
 import shtab
 
 from nrf import __version__
-from nrf.config import Config
+from nrf.config import TABLES, Config
 from nrf.data.dataset import DataError
+from nrf.training.module import ShapesModel  # noqa: F401, its tables are the settings' choices
 from nrf.training.persistence import TrainingError
 
 
@@ -78,10 +79,10 @@ def add_settings(parser):
             kwargs.update(type=int, nargs=2, metavar=("H", "W"))
         if meta["from_data"]:
             kwargs.update(default=None, help=f"{meta['help']} (default: as in the recordings)")
-        if meta["choices"] == (0, 1):
+        if "choices" in meta:
             kwargs.update(type=zero_or_one, metavar="{0,1}")
-        elif meta["choices"]:
-            kwargs.update(choices=meta["choices"])
+        elif setting.name in TABLES:
+            kwargs.update(choices=tuple(TABLES[setting.name]))
         parser.add_argument(f"--{setting.name}", **kwargs)
 
 

@@ -94,10 +94,9 @@ def time_rows(network):
     """Rows {layer, tau_ms, ratio, distance}: time constants of the channels, short to long, the ratio of the
     logarithmic distribution that fits best, and the root mean square of ln tau around it.  Nothing for
     ReLU."""
-    config = network.config
-    if config.net == "ann":
+    if not network.neuron.has_tau:
         return []
-    stride = len(network.channels) // config.n_temporal_scales
+    stride = len(network.channels) // network.config.n_temporal_scales
     rows = []
     for i in range(len(network.channels[0].spatiotemporal)):
         rates = [c.spatiotemporal[i].temporal.tau_mem_inv.item() for c in list(network.channels)[::stride]]

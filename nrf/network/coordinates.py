@@ -7,6 +7,8 @@ field as [-1, 1].  Source: DSNT, Nibali et al. 2018; paper, Methods (coordinates
 import torch
 from torch import nn
 
+from nrf.config import table
+
 
 def pixel_to_unit(position_px, resolution):
     """Pixels (..., 2) in a field of `resolution` (H, W) as units: 0 is -1 and H (or W) is +1."""
@@ -39,6 +41,8 @@ def spatial_mean(heatmaps):
 class DSNT(nn.Module):
     """Heat maps (T, B, N, H, W) to their mean positions (T, B, N, 2) in units; no state."""
 
+    has_state = False
+
     def forward(self, heatmaps, state=None):
         return spatial_mean(heatmaps), state
 
@@ -49,6 +53,8 @@ class DSNTLI(nn.Module):
     State: s of the last step (B, N, 2), zero at rest.  The gain at rest is 1 / li_tm = 1.11 until learnt
     (FIDELITY 10).
     """
+
+    has_state = True
 
     def __init__(self, li_tm=0.9):
         super().__init__()
@@ -70,6 +76,8 @@ class HottestPixel(nn.Module):
     Never worked as published (FIDELITY 11).
     """
 
+    has_state = False
+
     def forward(self, heatmaps, state=None):
         *_, H, W = heatmaps.shape
         cell = heatmaps.flatten(-2).argmax(-1)
@@ -78,4 +86,13 @@ class HottestPixel(nn.Module):
         return mean + (hottest - mean).detach(), state
 
 
-COORDINATES = {"dsnt": DSNT, "dsntli": DSNTLI, "pixel": HottestPixel}
+COORDINATES = table("coordinate", {"dsnt": DSNT, "dsntli": DSNTLI, "pixel": HottestPixel})
+RECTIFIERS = table(
+    "rectification",
+    {
+        "softmax": lambda maps: maps.flatten(-2).softmax(-1).view_as(maps),
+        "sigmoid": torch.sigmoid,
+        "relu": torch.relu,
+        "id": lambda maps: maps,
+    },
+)  # of heat maps (..., H, W)

@@ -1,226 +1,171 @@
-"""What a layer of temporal channels that share their kernels makes of frames: convolution, neurons, pooling.
+"""A layer: [batch norm ->] convolution -> neurons [+ skip] -> pooling, of channels that share filters.
 
-Frames are (T, K, B, C, H, W), K temporal channels, or (T, 1, B, C, H, W) where all see the same.
+Frames are (T, K, B, C, H, W), K temporal channels, or (T, 1, B, C, H, W) where all see the same.  Module and
+parameter names are the published ones.  Source: paper, Fig. 2 and Methods; FIDELITY 5-6.
 """
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nrf.fast.convolution import convolve, spectral_is_faster
-from nrf.fast.pooling import average_pool, is_one_pass, pooled_neurons
-from nrf.network.neurons import (
-    ALPHA,
-    DT_S,
-    V_TH,
-    LIBoxParameters,
-    LIBoxState,
-    LIFBoxFeedForwardState,
-    LIFBoxParameters,
-    leaky_integrate,
-    leaky_integrate_and_fire,
-)
+from nrf.config import table
+from nrf.fast.bands import band_rows, by_bands, join, split
+from nrf.fast.convolution import METHODS, convolve, spectral_is_faster
+from nrf.fast.pooling import average_pool, is_one_pass
+from nrf.network.neurons import DT_S, kind, respond
 
-CONSTANTS = torch.tensor(V_TH).item(), ALPHA  # of LIF neurons; the threshold in float32, as published
-# cells of a band's responses, over all steps, which bound the memory: on a CPU they stay in cache, on a GPU
-# each band costs the start of some twenty kernels
-BAND = {"cpu": 2**23, "cuda": 2**28}
-APART = 2**25  # cells of all channels' frames from which each channel runs on its own: of fewer it costs time
+SKIP_WEIGHT = 0.9
+APART = 2**25  # cells of frames from which each channel runs on its own: of fewer that costs time
+table("convolution", METHODS)
 
 
-def respond(net, current, rate_hz, state=None, backend="auto"):
-    """Neurons' responses and state under `current` (T, ...): "li" voltages of leaky integrators; "lif"
-    spikes; "ann" the current, with no state.  "li" and "ann" are still to be rectified.  rate_hz: 1 / tau,
-    broadcast with a step."""
-    if net == "ann":
-        return current, None
-    if net == "li":
-        return leaky_integrate(current, LIBoxParameters(tau_mem_inv=rate_hz), state, backend=backend)
-    v_th, alpha = map(torch.tensor, CONSTANTS)
-    p = LIFBoxParameters(tau_mem_inv=rate_hz, v_th=v_th, alpha=alpha)
-    return leaky_integrate_and_fire(current, p, state, backend=backend)
+class StepwiseBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation of frames (T, K, B, C, H, W) with the statistics of each time step and channel of
+    its own.
 
-
-def layer_response(fields, frames, state=None, channels=None, pool=None):
-    """K fields that share one SpatialRF, at once: responses (T, K, B, N, H, W), pooled by `pool`, state, and
-    mean responses (K,) of "lif", else zeros.
-
-    channels: how many channels the frames stand for, K if None.  Large responses, in front of layers without
-    batch norm, are a list of K tensors (T, 1, B, N, H, W), and so are those to a list, which is emptied.
+    The running statistics take one update per step and channel, in that order, as if each had been a call;
+    frames that stand for `channels` identical channels count that often.  FIDELITY 6.
     """
-    spatial = fields[0].spatial
-    weight = spatial.spatial.weight
-    if isinstance(frames, list):
-        return one_by_one(fields, frames, weight, state, pool)
-    frames = spatial.normalise(frames, channels or len(fields))
-    if fields[0].recompute and pool is not None and spatial.convolution != "spectral":
-        band = BAND.get(frames.device.type, BAND["cpu"])
-        rows = 2 * max(1, band // (2 * len(fields) * frames[:, :, :, 0, 0].numel() * len(weight)))
-        if rows < frames.shape[-2] and not spectral_is_faster(frames.flatten(0, 2), weight):
-            return banded_response(fields, frames, weight, state, pool, rows)
-    return whole_response(fields, frames, weight, state, pool)
 
-
-def whole_response(fields, frames, weight, state, pool):
-    """`neurons_response` to the convolution of frames, of all rows together."""
-    current = convolve(frames.flatten(0, 2), weight, fields[0].spatial.convolution)
-    return neurons_response(fields, current.unflatten(0, frames.shape[:3]), state, pool)
-
-
-def one_by_one(fields, frames, weight, state, pool):
-    """`whole_response` of K channels, each to frames (T, 1, B, C, H, W) of its own, one after the other.
-
-    Currents are as large as their gradients, and all together the largest tensors there are.  Here the
-    backward pass makes the gradient at one channel's at a time, and frees what was kept of it before it comes
-    to the next.  Frames that a convolution under autocast has copied are freed at once.
-    """
-    befores = [None] * len(fields) if state is None else map(_state(fields), state.v.split(1))
-    responses = [
-        whole_response([field], frames.pop(0), weight, before, pool)
-        for field, before in zip(fields, befores, strict=True)
-    ]
-    out, afters, activities = zip(*responses, strict=True)
-    after = None if afters[0] is None else _state(fields)(torch.cat([after.v for after in afters]))
-    return list(out), after, torch.cat(activities)
-
-
-def as_one(parts):
-    """K tensors (T, 1, B, C, H, W) as one (T, K, B, C, H, W), channels last in memory."""
-    return torch.cat([part.movedim(-3, -1) for part in parts], 1).movedim(-1, -3)
-
-
-def banded_response(fields, frames, weight, state, pool, rows):
-    """`neurons_response` to the convolution of frames, by bands of `rows` rows, an even number; large
-    responses are a list, as in `layer_response`.
-
-    Few channels come in, many go out four times as large as the next layer takes them, once per time
-    constant: in the paper's first layer 8 GB of float32 voltages that a cheap convolution of 29 MB of events
-    makes.  So only frames, weights and states are kept, and each band is computed again for its gradients.
-    A band is small enough to stay in cache from its convolution to its pooled responses.
-    """
-    pad = (weight.shape[-1] // 2,) * 4
-    padded = F.pad(frames.flatten(0, 2), pad).contiguous(memory_format=torch.channels_last)
-    parameters = [] if fields[0].temporal.net == "ann" else [f.temporal.tau_mem_inv for f in fields]
-    parameters += [f.skip_weight for f in fields if f.skip_connection]
-    cells = frames[:, 0, :, 0].numel() // 4 * len(fields) * len(weight)
-    apart = cells >= APART and fields[0].spatial.norm is None
-    setting = fields, frames.shape, pool, rows, apart
-    v0 = None if state is None else state.v
-    *out, v, activity = _Bands.apply(setting, padded, weight, v0, *parameters)
-    return out if apart else out[0], None if v is None else _state(fields)(v), activity
-
-
-class _Bands(torch.autograd.Function):
-    """Pooled responses, one tensor or one of each channel, last voltages and activities, written band by band
-    into place."""
-
-    @staticmethod
-    def forward(ctx, setting, padded, weight, v0, *parameters):
-        shape = setting[1]
-        outs = last = None
-        activity = 0
-        for top, bottom in _Bands.rows(setting):
-            out, v, mean = _Bands.band(setting, top, bottom, padded, weight, v0)
-            if outs is None:
-                *step, C, _, w = out[0].shape
-                outs = [band.new_empty(*step, shape[-2] // 2, w, C).movedim(-1, -3) for band in out]
-                last = None if v is None else v.new_empty(*v.shape[:2], *shape[-2:], C).movedim(-1, -3)
-            for part, band in zip(outs, out, strict=True):
-                part[..., top // 2 : bottom // 2, :] = band
-            if last is not None:
-                last[..., top:bottom, :] = v
-            activity = activity + mean * ((bottom - top) / shape[-2])
-        ctx.setting = setting
-        ctx.autocast = (
-            torch.is_autocast_enabled(padded.device.type),
-            torch.get_autocast_dtype(padded.device.type),
-        )
-        ctx.save_for_backward(padded, weight, v0, *parameters)
-        ctx.set_materialize_grads(False)
-        return *outs, last, activity
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *given):
-        *grads_out, grad_last, grad_activity = given
-        padded, weight, v0, *parameters = ctx.saved_tensors
-        inputs = [padded, weight, v0, *parameters]
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        grads = {i: torch.zeros_like(inputs[i]) for i in wanted}
-        enabled, dtype = ctx.autocast
-        for top, bottom in _Bands.rows(ctx.setting):
-            with torch.enable_grad(), torch.autocast(padded.device.type, dtype, enabled):
-                leaves = [
-                    None if x is None else x.detach().requires_grad_(i in wanted)
-                    for i, x in enumerate(inputs[:3])
-                ]
-                out, v, mean = _Bands.band(ctx.setting, top, bottom, *leaves)
-                leaves += parameters
-            height = ctx.setting[1][-2]
-            pairs = [
-                (band, None if grad is None else grad[..., top // 2 : bottom // 2, :])
-                for band, grad in zip(out, grads_out, strict=True)
-            ]
-            pairs += [
-                (v, None if grad_last is None else grad_last[..., top:bottom, :]),
-                (mean, None if grad_activity is None else grad_activity * ((bottom - top) / height)),
-            ]
-            pairs = [pair for pair in pairs if pair[1] is not None and pair[0].requires_grad]
-            found = torch.autograd.grad(
-                [value for value, _ in pairs],
-                [leaves[i] for i in wanted],
-                [grad for _, grad in pairs],
-                allow_unused=True,
+    def forward(self, frames, channels=1):
+        per_channel = (-1, 1, 1)
+        if not self.training:
+            scale = (self.running_var + self.eps).rsqrt() * self.weight
+            return (frames - self.running_mean.view(per_channel)) * scale.view(per_channel) + self.bias.view(
+                per_channel
             )
-            for i, grad in zip(wanted, found, strict=True):
-                if grad is not None:
-                    grads[i] += grad
-        return None, *(grads.get(i) for i in range(len(inputs)))
+        dims = (2, 4, 5)
+        variance, mean = torch.var_mean(frames, dims, correction=0, keepdim=True)
+        with torch.no_grad():
+            n = frames.numel() // (frames.shape[0] * frames.shape[1] * frames.shape[3])
+            repeats = channels // frames.shape[1]
+            self._update(self.running_mean, mean.flatten(0, 2).flatten(1), repeats)
+            self._update(self.running_var, variance.flatten(0, 2).flatten(1) * n / max(n - 1, 1), repeats)
+            self.num_batches_tracked += frames.shape[0] * channels
+        normalised = (frames - mean) * (variance + self.eps).rsqrt()
+        return normalised * self.weight.view(per_channel) + self.bias.view(per_channel)
 
-    @staticmethod
-    def rows(setting):
-        """(top, bottom) of the bands; a last single row is not pooled: the band above takes it."""
-        _, shape, _, rows, _ = setting
-        tops = range(0, max(shape[-2] - 1, 1), rows)
-        return zip(tops, [*tops[1:], shape[-2]], strict=True)
-
-    @staticmethod
-    def band(setting, top, bottom, padded, weight, v0):
-        fields, shape, pool, _, apart = setting
-        part = padded[..., top : bottom + weight.shape[-1] - 1, :]
-        current = F.conv2d(part, weight).unflatten(0, shape[:3])
-        state = None if v0 is None else _state(fields)(v0[..., top:bottom, :])
-        out, state, activity = neurons_response(fields, current, state, pool)
-        # in the order of memory: so the gradients at parts are put together in one copy
-        parts = out.movedim(-3, -1).split(1 if apart else len(fields), 1)
-        return [part.movedim(-1, -3) for part in parts], None if state is None else state.v, activity
+    def _update(self, running, per_call, repeats):
+        per_call = per_call.repeat_interleave(repeats, 0)
+        weights = (1 - self.momentum) ** torch.arange(
+            len(per_call), -1, -1, device=running.device, dtype=running.dtype
+        )
+        running.mul_(weights[0]).add_(self.momentum * (weights[1:, None] * per_call).sum(0))
 
 
-def _state(fields):
-    return LIBoxState if fields[0].temporal.net == "li" else LIFBoxFeedForwardState
+class SpatialRF(nn.Module):
+    """[Batch norm and] convolution with a bank of receptive fields, over frames (T, K, B, C, H, W)."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, batch_normalization=False, convolution="auto"):
+        super().__init__()
+        self.convolution = convolution
+        self.spatial = nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", bias=False)
+        self.norm = StepwiseBatchNorm2d(in_channels) if batch_normalization else None
+
+    def normalise(self, frames, channels=1):
+        return frames if self.norm is None else self.norm(frames, channels)
+
+    def forward(self, frames, channels=1):
+        frames = self.normalise(frames, channels)
+        current = convolve(frames.flatten(0, 2), self.spatial.weight, self.convolution)
+        return current.unflatten(0, frames.shape[:3])
 
 
-def neurons_response(fields, current, state=None, pool=None):
-    """`layer_response` to the convolved frames.
+class TemporalRF(nn.Module):
+    """Neurons of one time constant (`tau_mem_inv`, Hz, trainable; none for "ann") over currents (T, ...)."""
 
-    A skip connection adds to the neurons' output their current, times a weight.
+    def __init__(self, net, rate_hz, backend="auto"):
+        super().__init__()
+        self.net, self.backend = net, backend
+        self.neuron = kind(net, backend)
+        if self.neuron.has_tau:
+            self.tau_mem_inv = nn.Parameter(rate_hz)
+
+    def forward(self, current, state=None):
+        rate_hz = self.tau_mem_inv if self.neuron.has_tau else None
+        out, state = respond(self.net, current, rate_hz, state, backend=self.backend)
+        return F.relu(out) if self.neuron.rectified else out, state
+
+
+class SpatioTemporalRF(nn.Module):
+    """One layer of one temporal channel: average-pool -> spatial -> temporal [+ skip].
+
+    recompute: large frames are taken by bands, and computed again in the backward pass.
     """
-    net, backend = fields[0].temporal.net, fields[0].temporal.backend
-    rates = skips = None
-    if net != "ann":
-        rates = torch.stack([field.temporal.tau_mem_inv for field in fields]).view(-1, 1, 1, 1, 1)
-    if fields[0].skip_connection:
-        skips = torch.stack([field.skip_weight for field in fields]).view(-1, 1, 1, 1, 1)
-    dtype = current.dtype
-    for values in (rates, skips):
-        dtype = dtype if values is None else torch.promote_types(dtype, values.dtype)
-    if pool is average_pool and backend in ("auto", "fused") and is_one_pass(current.device, dtype):
-        rates, skips = (None if values is None else values.flatten() for values in (rates, skips))
-        decay, v0 = None if rates is None else DT_S * rates, None if state is None else state.v
-        tensors = (None if x is None else x.to(dtype) for x in (decay, v0, skips))
-        out, v, activity = pooled_neurons(net, len(fields), current, *tensors, *CONSTANTS)
-        return out, None if v is None else _state(fields)(v), activity
-    out, state = respond(net, current, rates, state, backend)  # T K B N H W
-    out = out if net == "lif" else F.relu(out)
-    out = out if skips is None else torch.addcmul(out, skips, current)
-    activity = out.mean((0, 2, 3, 4, 5)) if net == "lif" else out.new_zeros(len(fields))
-    return pool(out) if pool else out, state, activity
+
+    def __init__(self, spatial, temporal, skip_connection=False, recompute=False):
+        super().__init__()
+        self.skip_weight = nn.Parameter(torch.full((1,), SKIP_WEIGHT))
+        self.spatial, self.temporal = spatial, temporal
+        self.skip_connection, self.recompute = skip_connection, recompute
+
+    def forward(self, frames, state=None):
+        """(T, B, C, H, W) and a state to (T, B, N, H // 2, W // 2) and a state."""
+        out, state, _ = layer_response([self], average_pool(frames)[:, None], state)
+        return out[:, 0], state
+
+
+class Neurons(NamedTuple):
+    """The neurons of K temporal channels that see the same filters' responses."""
+
+    net: str
+    backend: str
+    K: int
+    rates_hz: Tensor | None  # (K,)
+    skips: Tensor | None  # (K,) weights of the current, added to the outputs
+
+    @classmethod
+    def of(cls, layers: Sequence[SpatioTemporalRF]):
+        temporal, rates, skips = layers[0].temporal, None, None
+        if temporal.neuron.has_tau:
+            rates = torch.stack([layer.temporal.tau_mem_inv for layer in layers])
+        if layers[0].skip_connection:
+            skips = torch.cat([layer.skip_weight for layer in layers])
+        return cls(temporal.net, temporal.backend, len(layers), rates, skips)
+
+    def respond(self, current: Tensor, state: Any, pool):
+        """Pooled responses (T, K, B, N, h, w) to currents (T, K or 1, B, N, H, W), the state, and each
+        channel's mean response (K,) if it spikes, else 0."""
+        neuron = kind(self.net, self.backend)
+        dtype = current.dtype
+        for values in (self.rates_hz, self.skips):
+            dtype = dtype if values is None else torch.promote_types(dtype, values.dtype)
+        if pool is average_pool and self.backend in ("auto", "fused") and neuron.pooled:
+            if is_one_pass(current.device, dtype):
+                decay = None if self.rates_hz is None else (DT_S * self.rates_hz).to(dtype)
+                skips = None if self.skips is None else self.skips.to(dtype)
+                return neuron.pooled(self.K, current, decay, state, skips)
+        rates, skips = (None if x is None else x.view(-1, 1, 1, 1, 1) for x in (self.rates_hz, self.skips))
+        out, state = respond(self.net, current, rates, state, backend=self.backend)
+        out = F.relu(out) if neuron.rectified else out
+        out = out if skips is None else torch.addcmul(out, skips, current)
+        activity = out.mean((0, 2, 3, 4, 5)) if neuron.spikes else out.new_zeros(self.K)
+        return pool(out) if pool else out, state, activity
+
+
+def layer_response(layers: Sequence[SpatioTemporalRF], frames, state=None, pool=None, channels=None):
+    """K layers that share one SpatialRF, at once: what `Neurons.respond` returns.
+
+    frames: (T, K, B, C, H, W), or (T, 1, ...).  pool: what follows the neurons.  channels: how many channels
+    the frames stand for, K if None.
+    """
+    spatial, weight = layers[0].spatial, layers[0].spatial.spatial.weight
+    frames = spatial.normalise(frames, channels or len(layers))  # T K|1 B C H W
+
+    def response(layers, convolution, frames, state):
+        current = convolution(frames.flatten(0, 2), weight).unflatten(0, frames.shape[:3])  # T K|1 B N H W
+        return Neurons.of(layers).respond(current, state, pool)  # T K B N h w
+
+    whole = partial(convolve, method=spatial.convolution)
+    if layers[0].recompute and pool is not None and spatial.convolution != "spectral":
+        rows = band_rows(frames, len(layers) * len(weight))
+        if rows < frames.shape[-2] and not spectral_is_faster(frames.flatten(0, 2), weight):
+            return by_bands(partial(response, layers, F.conv2d), frames, state, weight.shape[-1] // 2, rows)
+    if frames.shape[1] > 1 and frames.numel() >= APART:  # so the backward pass frees one after the other
+        channels = zip(layers, frames.split(1, 1), split(state, len(layers)), strict=True)
+        return join([response([layer], whole, part, before) for layer, part, before in channels])
+    return response(layers, whole, frames, state)

@@ -6,6 +6,8 @@ Source: DSNT, Nibali et al. 2018; paper, Methods (loss); FIDELITY 7-8.
 
 import torch
 
+from nrf.config import table
+
 TARGET_SIGMA = 0.06  # standard deviation of the target in units of [-1, 1]
 EPSILON = 1e-24  # inside logarithms
 
@@ -64,12 +66,10 @@ def no_regulariser(heatmaps, targets):
     return heatmaps.new_zeros(())
 
 
-REGULARISERS = {
-    "none": no_regulariser,
-    "js": js_regulariser,
-    "kl": kl_regulariser,
-    "var": variance_regulariser,
-}
+REGULARISERS = table(
+    "regularization",
+    {"none": no_regulariser, "js": js_regulariser, "kl": kl_regulariser, "var": variance_regulariser},
+)
 
 
 def spike_regulariser(activities, mean=0.05, scale=0.05):

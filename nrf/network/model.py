@@ -1,4 +1,4 @@
-"""The paper's network: thin modules over `receptive_fields.py` and `neurons.py`.
+"""The paper's network, as its figure shows it; layers are in `layers.py`, neurons in `neurons.py`.
 
     events (T, B, C, H, W)
       per temporal channel, three times:  average-pool 2 -> [batch norm] -> convolution -> neuron [+ skip]
@@ -16,13 +16,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nrf.config import Config
-from nrf.fast.convolution import convolve
 from nrf.fast.pooling import average_pool, max_pool
 from nrf.network.field_weights import FieldWeights
-from nrf.network.layers import as_one, layer_response, respond
+from nrf.network.layers import (
+    SpatialRF,
+    SpatioTemporalRF,
+    StepwiseBatchNorm2d,
+    TemporalRF,
+    layer_response,
+)
+from nrf.network.neurons import kind
 from nrf.theory.receptive_fields import (
     KERNEL_SIZES,
     bank_layout,
@@ -32,12 +37,11 @@ from nrf.theory.receptive_fields import (
     temporal_rates_hz,
 )
 
-SKIP_WEIGHT = 0.9
 POOLING = 16  # pixels of the field per cell in front of the read-out, per axis
 
 
 class NetworkState(NamedTuple):
-    """What the network carries from one chunk of time to the next: Norse states, None for ReLU."""
+    """What the network carries from one chunk of time to the next: states of `NEURONS`, None for ReLU."""
 
     fields: tuple  # per group of channels that run together, per layer: a state of (K, B, C, h, w)
     classifier: Any  # state of (B, N, h, w)
@@ -46,119 +50,36 @@ class NetworkState(NamedTuple):
 class Response(NamedTuple):
     heatmaps: Tensor  # (T, B, N, h, w), not rectified
     state: NetworkState
-    activities: Tensor  # (channels,) lif: mean spikes per step and cell over the layers; else 0
-
-
-class StepwiseBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation of frames (T, K, B, C, H, W) with the statistics of each time step and channel of
-    its own.
-
-    The running statistics take one update per step and channel, in that order, as if each had been a call;
-    frames that stand for `channels` identical channels count that often.  FIDELITY 6.
-    """
-
-    def forward(self, frames, channels=1):
-        per_channel = (-1, 1, 1)
-        if not self.training:
-            scale = (self.running_var + self.eps).rsqrt() * self.weight
-            return (frames - self.running_mean.view(per_channel)) * scale.view(per_channel) + self.bias.view(
-                per_channel
-            )
-        dims = (2, 4, 5)
-        variance, mean = torch.var_mean(frames, dims, correction=0, keepdim=True)
-        with torch.no_grad():
-            n = frames.numel() // (frames.shape[0] * frames.shape[1] * frames.shape[3])
-            repeats = channels // frames.shape[1]
-            self._update(self.running_mean, mean.flatten(0, 2).flatten(1), repeats)
-            self._update(self.running_var, variance.flatten(0, 2).flatten(1) * n / max(n - 1, 1), repeats)
-            self.num_batches_tracked += frames.shape[0] * channels
-        normalised = (frames - mean) * (variance + self.eps).rsqrt()
-        return normalised * self.weight.view(per_channel) + self.bias.view(per_channel)
-
-    def _update(self, running, per_call, repeats):
-        per_call = per_call.repeat_interleave(repeats, 0)
-        weights = (1 - self.momentum) ** torch.arange(
-            len(per_call), -1, -1, device=running.device, dtype=running.dtype
-        )
-        running.mul_(weights[0]).add_(self.momentum * (weights[1:, None] * per_call).sum(0))
-
-
-class SpatialRF(nn.Module):
-    """[Batch norm and] convolution with a bank of receptive fields, over frames (T, K, B, C, H, W)."""
-
-    def __init__(self, in_channels, out_channels, kernel_size, batch_normalization=False, convolution="auto"):
-        super().__init__()
-        self.convolution = convolution
-        self.spatial = nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", bias=False)
-        self.norm = StepwiseBatchNorm2d(in_channels) if batch_normalization else None
-
-    def normalise(self, frames, channels=1):
-        return frames if self.norm is None else self.norm(frames, channels)
-
-    def forward(self, frames, channels=1):
-        frames = self.normalise(frames, channels)
-        current = convolve(frames.flatten(0, 2), self.spatial.weight, self.convolution)
-        return current.unflatten(0, frames.shape[:3])
-
-
-class TemporalRF(nn.Module):
-    """Neurons of one time constant (`tau_mem_inv`, Hz, trainable; none for "ann") over currents (T, ...)."""
-
-    def __init__(self, net, rate_hz, backend="auto"):
-        super().__init__()
-        self.net, self.backend = net, backend
-        if net != "ann":
-            self.tau_mem_inv = nn.Parameter(rate_hz)
-
-    def forward(self, current, state=None):
-        rate_hz = None if self.net == "ann" else self.tau_mem_inv
-        out, state = respond(self.net, current, rate_hz, state, self.backend)
-        return out if self.net == "lif" else F.relu(out), state
-
-
-class SpatioTemporalRF(nn.Module):
-    """One layer of one temporal channel: average-pool -> spatial -> temporal [+ skip]."""
-
-    def __init__(self, spatial, temporal, skip_connection=False, recompute=False):
-        super().__init__()
-        self.skip_weight = nn.Parameter(torch.full((1,), SKIP_WEIGHT))
-        self.spatial, self.temporal = spatial, temporal
-        self.skip_connection, self.recompute = skip_connection, recompute
-
-    def forward(self, frames, state=None):
-        """(T, B, C, H, W) and a state to (T, B, N, H // 2, W // 2) and a state."""
-        out, state, _ = layer_response([self], average_pool(frames)[:, None], state)
-        return out[:, 0], state
+    activities: Tensor  # (channels,) of spiking neurons: mean per step and cell over the layers; else 0
 
 
 class SpatioTemporalChannel(nn.Module):
     """The three layers of one temporal channel, and max-pooling."""
 
-    def __init__(self, fields):
+    def __init__(self, layers):
         super().__init__()
-        self.spatiotemporal = nn.ModuleList(fields)
+        self.spatiotemporal = nn.ModuleList(layers)
 
     def forward(self, frames, states=(None, None, None)):
         """(T, B, C, H, W) and a state per layer to (T, B, N, H // 16, W // 16), states, activity (1,)."""
-        out, states, activity = channels_response([self], frames, states)
+        out, states, activity = channels_response([self], average_pool(frames), states)
         return out[:, 0], states, activity
 
 
 def channels_response(channels, frames, states, count=None):
-    """K channels that share their SpatialRFs, at once, on frames (T, B, C, H, W).
+    """K channels that share their SpatialRFs, at once, on pooled frames (T, B, C, h, w).
 
-    Returns (T, K, B, N, H // 16, W // 16), a state per layer, and each channel's activity (K,).  count: how
+    Returns (T, K, B, N, h // 8, w // 8), a state per layer, and each channel's activity (K,).  count: how
     many channels these stand for, K if None.
     """
-    pooled = average_pool(frames).movedim(-3, -1).contiguous().movedim(-1, -3)  # channels last in memory
-    out, new_states, activities = pooled[:, None], [], []
+    out, after, activities = frames[:, None], [], []  # T 1 B C h w
     layers = list(zip(*(channel.spatiotemporal for channel in channels), strict=True))
     pools = [average_pool] * (len(layers) - 1) + [max_pool]
-    for fields, state, pool in zip(layers, states, pools, strict=True):
-        out, state, activity = layer_response(fields, out, state, count, pool)
-        new_states.append(state)
+    for layer, state, pool in zip(layers, states, pools, strict=True):
+        out, state, activity = layer_response(layer, out, state, pool, count)  # T K B N h/2 w/2
+        after.append(state)
         activities.append(activity)
-    return as_one(out) if isinstance(out, list) else out, tuple(new_states), torch.stack(activities).mean(0)
+    return out, tuple(after), torch.stack(activities).mean(0)
 
 
 class SpatioTemporalModel(nn.Module):
@@ -166,7 +87,7 @@ class SpatioTemporalModel(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.config = config
+        self.config, self.neuron = config, kind(config.net)
         rates = temporal_rates_hz(config.n_temporal_scales, config.init_scheme_temporal)
         n_groups = config.n_spatial_scales if config.separate_spatial_channels else 1
         shared = (
@@ -179,7 +100,7 @@ class SpatioTemporalModel(nn.Module):
         )
         self.classifier = nn.Sequential(
             nn.ConvTranspose2d(config.n_classes, config.n_classes, 5, bias=False),
-            TemporalRF("ann" if config.net == "ann" else "li", rates.max().clone(), config.temporal_backend),
+            TemporalRF(self.neuron.read_out, rates.max().clone(), config.temporal_backend),
             nn.Dropout(config.dropout),
         )
         self._tie_time_constants()
@@ -206,25 +127,23 @@ class SpatioTemporalModel(nn.Module):
                 f"frames of {C} channels, {H} x {W} pixels: expected {self.config.in_channels} channels, "
                 f"at least {POOLING} x {POOLING} pixels (four poolings by 2)"
             )
-        frames = frames.to(self.classifier[0].weight.dtype)
+        frames = average_pool(frames.to(self.classifier[0].weight.dtype))  # T B C H/2 W/2
+        frames = frames.movedim(-3, -1).contiguous().movedim(-1, -3)  # channels last in memory
         groups = self.groups()
         states = ((None,) * len(KERNEL_SIZES),) * len(groups) if state is None else state.fields
-        total, new_states, activities = 0, [], frames.new_zeros(len(self.channels))
-        for group, group_states in zip(groups, states, strict=True):
-            # ReLU channels of shared weights are one and the same: one stands for all (FIDELITY 13)
-            same = self.config.net == "ann" and not self.config.skip_connections
+        total, after, activities = 0, [], frames.new_zeros(len(self.channels))
+        for group, before in zip(groups, states, strict=True):
+            # without a time constant, channels that share weights are one and the same (FIDELITY 13)
+            same = not self.neuron.has_tau and not self.config.skip_connections
             channels = [self.channels[k] for k in (group[:1] if same else group)]
-            out, group_states, activity = channels_response(channels, frames, group_states, len(group))
+            out, group_state, activity = channels_response(channels, frames, before, len(group))
             total = total + out.sum(1) * (len(group) // len(channels))  # T B N H/16 W/16
-            new_states.append(group_states)
-            of_group = slice(group[0], None, len(self.channels) // len(group))
-            activities[of_group] = activity.to(activities.dtype)  # bfloat16 of ReLU under autocast
+            after.append(group_state)
+            activities[group[0] :: len(self.channels) // len(group)] = activity.to(activities.dtype)
         convolution, neuron, dropout = self.classifier
         read = convolution((total / len(self.channels)).flatten(0, 1)).unflatten(0, frames.shape[:2])
-        heatmaps, classifier_state = neuron(
-            read, None if state is None else state.classifier
-        )  # T B N H/16+4 W/16+4
-        return Response(dropout(heatmaps), NetworkState(tuple(new_states), classifier_state), activities)
+        heatmaps, classifier = neuron(read, state and state.classifier)  # T B N H/16+4 W/16+4
+        return Response(dropout(heatmaps), NetworkState(tuple(after), classifier), activities)
 
     def compile_normalisation(self):
         """Let torch.compile fuse batch normalisation, some ten passes over every layer's frames, into three:
@@ -241,7 +160,7 @@ class SpatioTemporalModel(nn.Module):
     def _tie_time_constants(self):
         """Time constants of one temporal scale that are parameters of their own are one memory cell (kept:
         FIDELITY 14), also behind a move to another device or dtype."""
-        if self.config.net == "ann":
+        if not self.neuron.has_tau:
             return
         stride = len(self.channels) // self.config.n_temporal_scales
         for first in range(0, len(self.channels), stride):

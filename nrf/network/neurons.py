@@ -1,22 +1,28 @@
-"""The theory over time: leaky integration and leaky integrate-and-fire.
+"""The theory over time: neurons, each one row of `NEURONS`.
 
-    leaky integrator              v[t] = v[t-1] + decay * (x[t] - v[t-1])          decay = dt / tau
-    leaky integrate-and-fire      u[t] = v[t-1] + decay * (x[t] - v[t-1])
-                                  z[t] = 1 if u[t] > v_th else 0
-                                  v[t] = (1 - z[t]) * u[t]
+    li    leaky integrator            v[t] = v[t-1] + decay * (x[t] - v[t-1])          decay = dt / tau
+    lif   leaky integrate-and-fire    u[t] = v[t-1] + decay * (x[t] - v[t-1])
+                                      z[t] = 1 if u[t] > v_th else 0
+                                      v[t] = (1 - z[t]) * u[t]
+    ann   ReLU                        x[t]
 
-Each equation stands here three times under one signature: walking Norse's cell ("norse", the judge), the
-readable loop ("loop") and the scan that keeps one tensor for its backward pass ("fused", what "auto" takes):
-on a CPU `scan_native.py`, without a compiler `scan_torch.py`, on a GPU `scan_triton.py`.
-Parameters and states are Norse's.
+Outputs are v, z and x; layers rectify v and x.  A row holds the equation, one step from state to state, that
+`loop` takes over time; kernels of `nrf/fast` that give the same numbers sooner, or None; and Norse's cell, or
+None.  CONTRIBUTING.md shows how to add one.  States and parameters of li and lif are Norse's.
 Source: paper, Methods; `norse.torch.functional` (LI box, LIF box feed-forward).
 """
 
 import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from nrf.fast import native, scan_native, scan_torch
+from nrf.config import check, pick, table
+from nrf.fast.pooling import pooled_neurons
+from nrf.fast.scan import integrate, integrate_and_fire
 
 with warnings.catch_warnings():  # Norse 1.1.0 still compiles with torch.jit, which torch 2.15 warns about
     warnings.simplefilter("ignore", FutureWarning)
@@ -34,148 +40,141 @@ with warnings.catch_warnings():  # Norse 1.1.0 still compiles with torch.jit, wh
 DT_S = 1e-3  # one time step in seconds
 V_TH = 0.1  # firing threshold of the paper's LIF neurons
 ALPHA = 10.0  # steepness of the surrogate gradient (FIDELITY 5)
-BACKENDS = ("auto", "fused", "loop", "norse")
+BACKENDS = table("temporal_backend", ("auto", "fused", "loop", "norse"))
+
+
+class Neuron(NamedTuple):
+    """A row of `NEURONS`: one kind of neuron.
+
+    step: (x, state, decay) -> (output, state), one step of time; decay broadcasts with the others.
+    state: type of the state, a NamedTuple of tensors of a step's shape, zeros at rest; None: no memory.
+    has_tau: has a time constant, which trains; without one decay is None.
+    spikes: outputs are 0 or 1; their mean is reported, and drawn to a target by the loss.
+    rectified: layers rectify the outputs.
+    read_out: the kind of neuron that reads out a network of this kind.
+    scan: (current, decay, state) -> (outputs, state), the same as `loop` sooner, or None.
+    pooled: (K, current, decay (K,), state, skips (K,)) -> (pooled outputs, state, mean outputs (K,)), neurons
+        and average pooling in one pass (`fast/pooling.py`), or None.
+    norse: Norse's cell, and what makes its parameters from `tau_mem_inv`; or None.
+    """
+
+    step: Callable
+    state: Any = None
+    has_tau: bool = True
+    spikes: bool = False
+    rectified: bool = False
+    read_out: str = "li"
+    scan: Callable | None = None
+    pooled: Callable | None = None
+    norse: tuple[Callable, Callable] | None = None
+
+
+def kind(net: str, backend="auto") -> Neuron:
+    """The row of this name.  ValueError, with those that exist, for another name or backend."""
+    neuron = pick("net", net)
+    check("temporal_backend", backend)
+    missing = {"fused": neuron.scan, "norse": neuron.norse}
+    if backend in missing and missing[backend] is None:
+        there = [name for name in BACKENDS if missing.get(name, True) is not None]
+        raise ValueError(f"temporal_backend {backend!r} of net {net!r}: expected one of {', '.join(there)}")
+    return neuron
+
+
+def respond(net: str, current: Tensor, rate_hz=None, state=None, dt=DT_S, backend="auto"):
+    """Outputs (T, *step), not rectified, and the last state of neurons under `current` (T, ...).
+
+    net: a key of `NEURONS`.  rate_hz: 1 / tau, broadcast with a step: where it is larger (rates (K, 1, 1)
+    over currents (T, 1, H, W), say), so are outputs and state; None without a time constant.  state: as
+    returned, rest if None: two chunks equal the whole.  dt: seconds.
+    """
+    neuron = kind(net, backend)
+    if backend == "norse":
+        cell, parameters = neuron.norse
+        return _walk(neuron, cell, current, parameters(tau_mem_inv=rate_hz), state, dt)
+    return run(neuron, current, None if rate_hz is None else dt * rate_hz, state, backend)
+
+
+def run(neuron: Neuron, current: Tensor, decay: Tensor | None, state=None, backend="auto"):
+    """`respond` of a row, with decay = dt * rate_hz."""
+    state = full_state(neuron, current, decay, state)
+    if backend == "loop" or neuron.scan is None:
+        return loop(neuron.step, current, decay, state)
+    return neuron.scan(current, decay, state)
+
+
+def loop(step, current, decay, state):
+    """The readable way: one step after the other."""
+    outputs = []
+    for x in current:
+        out, state = step(x, state, decay)
+        outputs.append(out)
+    return torch.stack(outputs), state
+
+
+def full_state(neuron, current, decay, state):
+    """The state before the first step, of a step's shape and the dtype of the scan: float32 at least."""
+    if neuron.state is None:
+        return None
+    shape, dtype = current.shape[1:], current.dtype
+    if decay is not None:
+        shape, dtype = torch.broadcast_shapes(shape, decay.shape), torch.promote_types(dtype, decay.dtype)
+    state = [current.new_zeros(())] * len(neuron.state._fields) if state is None else state
+    return neuron.state(*(variable.to(dtype).expand(shape) for variable in state))
 
 
 def leaky_integrate(current, p: LIBoxParameters, state: LIBoxState | None = None, dt=DT_S, backend="auto"):
-    """Voltages of a leaky integrator, all of them and the last.
+    """`respond("li", ...)` with Norse's parameters: voltages and their last.
 
-    current: (T, ...), any shape of a step.  p.tau_mem_inv: Hz, broadcast with a step: where it is larger
-    (rates (K, 1, 1) over currents (T, 1, H, W), say), the voltages are.  state: voltages of a step, rest if
-    None.  dt: seconds. Returns (T, *step) voltages and the state to hand to the next chunk: two chunks equal
-    the whole. Source: Norse's `li_box_feed_forward_step`.
+    Source: Norse's `li_box_feed_forward_step`.
     """
-    if backend == "norse":
-        return _walk(li_box_feed_forward_step, current, p, _rest(LIBoxState, current, p, state), dt)
-    decay, v0 = _prepare(current, p, state, dt)
-    if backend == "loop":
-        voltages = _li_loop(current, decay, v0)
-    else:
-        *flat, restore = _flat(current, decay, v0)
-        voltages = restore(_LeakyIntegrator.apply(*flat))
-    return voltages, LIBoxState(voltages[-1])
+    return _with_parameters(NEURONS["li"], current, p, state, dt, backend)
 
 
 def leaky_integrate_and_fire(
     current, p: LIFBoxParameters, state: LIFBoxFeedForwardState | None = None, dt=DT_S, backend="auto"
 ):
-    """Spikes (0 or 1, dtype of the voltages) of a leaky integrate-and-fire neuron and its last state.
+    """`respond("lif", ...)` with Norse's parameters: spikes (0 or 1, dtype of the voltages), the last state.
 
-    Shapes, rates and dt as in `leaky_integrate`.  Fires strictly above p.v_th, then resets by value to 0,
-    the gradient flowing through the spike.  Backward through the threshold is SuperSpike,
-    1 / (p.alpha * |u - v_th| + 1)^2 (backend "norse": the installed Norse's own, whose 1.1.0 takes alpha = 1;
-    FIDELITY 5). Source: Norse's `lif_box_feed_forward_step`; SuperSpike, Zenke and Ganguli 2018.
+    Fires strictly above p.v_th, then resets by value to 0, the gradient flowing through the spike.  Backward
+    through the threshold is SuperSpike, 1 / (p.alpha * |u - v_th| + 1)^2 (backend "norse": the installed
+    Norse's own, whose 1.1.0 takes alpha = 1; FIDELITY 5).
+    Source: Norse's `lif_box_feed_forward_step`; SuperSpike, Zenke and Ganguli 2018.
     """
+    return _with_parameters(lif(p.v_th, p.alpha), current, p, state, dt, backend)
+
+
+def _with_parameters(neuron, current, p, state, dt, backend):
+    check("temporal_backend", backend)
     if backend == "norse":
-        return _walk(
-            lif_box_feed_forward_step, current, p, _rest(LIFBoxFeedForwardState, current, p, state), dt
-        )
-    decay, v0 = _prepare(current, p, state, dt)
-    v_th, alpha = (_beside(decay, value) for value in (p.v_th, p.alpha))
-    if backend == "loop":
-        spikes, v = _lif_loop(current, decay, v0, v_th, alpha)
-    else:
-        *flat, restore = _flat(current, decay, v0)
-        spikes, v = map(restore, _IntegrateAndFire.apply(*flat, v_th, alpha))
-    return spikes, LIFBoxFeedForwardState(v)
+        return _walk(neuron, neuron.norse[0], current, p, state, dt)
+    for name in ("v_leak", "v_reset"):
+        if float(getattr(p, name, 0.0)) != 0.0:
+            raise ValueError(f"{name} {float(getattr(p, name))}: the scans rest at 0; take backend 'norse'")
+    return run(neuron, current, dt * p.tau_mem_inv, state, backend)
+
+
+def _walk(neuron, cell, current, p, state, dt):
+    state = full_state(neuron, current, getattr(p, "tau_mem_inv", None), state)
+    return loop(lambda x, state, p: cell(x, state, p, dt), current, p, state)
+
+
+# --- the equations ---
+
+
+def li_step(x, state, decay):
+    v = state.v + decay * (x - state.v)
+    return v, LIBoxState(v)
+
+
+def lif_step(v_th, alpha, x, state, decay):
+    u = state.v + decay * (x - state.v)
+    z = super_spike(u - v_th, alpha)
+    return z, LIFBoxFeedForwardState((1 - z) * u)
 
 
 def super_spike(distance, alpha):
     """1 where the distance from the threshold is positive, else 0; backward the SuperSpike of alpha."""
     return _SuperSpike.apply(distance, alpha)
-
-
-# --- the readable loops ---
-
-
-def _li_loop(current, decay, v0):
-    v, voltages = v0, []
-    for x in current:
-        v = v + decay * (x - v)
-        voltages.append(v)
-    return torch.stack(voltages)
-
-
-def _lif_loop(current, decay, v0, v_th, alpha):
-    v, spikes = v0, []
-    for x in current:
-        u = v + decay * (x - v)
-        z = super_spike(u - v_th, alpha)
-        v = (1 - z) * u
-        spikes.append(z)
-    return torch.stack(spikes), v
-
-
-def _walk(cell, current, p, state, dt):
-    outputs = []
-    for x in current:
-        output, state = cell(x, state, p, dt)
-        outputs.append(output)
-    return torch.stack(outputs), state
-
-
-# --- the scans ---
-
-
-class _LeakyIntegrator(torch.autograd.Function):
-    """`_li_loop` with its gradient written out: only the voltages are kept, not the current.
-
-    With g[t] the whole gradient at v[t]:  g[t] = dL/dv[t] + (1 - decay) g[t+1];  dL/dx[t] = decay g[t];
-    dL/d decay = sum_t g[t] (x[t] - v[t-1]), and decay (x[t] - v[t-1]) = v[t] - v[t-1].
-    """
-
-    @staticmethod
-    def forward(ctx, current, decay, v0):
-        voltages = _kernels(v0).integrate(current, decay, v0)
-        ctx.save_for_backward(voltages, decay, v0)
-        ctx.groups, ctx.dtype = current.shape[1], current.dtype
-        return voltages
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_voltages):
-        voltages, decay, v0 = ctx.saved_tensors
-        gradients = _kernels(voltages).integrate_backward(grad_voltages, voltages, decay, v0, ctx.groups)
-        return _wanted(ctx, decay, *gradients)
-
-
-class _IntegrateAndFire(torch.autograd.Function):
-    """`_lif_loop` with its gradient written out: what is kept are u, the voltages before the reset, or
-    the current, from which the backward pass computes them again.
-
-    With h[t] the gradient at v[t] and s(u) the surrogate's slope, z[t] = u[t] > v_th, v[t] = (1 - z[t]) u[t]:
-    g[t] = dL/du[t] = (1 - z[t]) h[t] + (dL/dz[t] - u[t] h[t]) s(u[t]);  h[t-1] = (1 - decay) g[t];
-    dL/dx and dL/d decay as above.
-    """
-
-    @staticmethod
-    def forward(ctx, current, decay, v0, v_th, alpha):
-        kept, spikes, last = _kernels(v0).fire(current, decay, v0, v_th)
-        ctx.save_for_backward(*kept, decay, v0, v_th, alpha)
-        ctx.groups, ctx.dtype = current.shape[1], current.dtype
-        return spikes, last
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_spikes, grad_last):
-        *kept, decay, v0, v_th, alpha = ctx.saved_tensors
-        arguments = grad_spikes, grad_last, kept, decay, v0, v_th, alpha, ctx.groups
-        return *_wanted(ctx, decay, *_kernels(v0).fire_backward(*arguments)), None, None
-
-
-def _kernels(tensor):
-    """The scans for the device and dtype of these voltages."""
-    if tensor.device.type == "cuda":
-        from nrf.fast import scan_triton  # needs Triton, which comes with torch where there is a GPU
-
-        return scan_triton
-    return scan_native if native.is_available(tensor.device, tensor.dtype) else scan_torch
-
-
-def _wanted(ctx, decay, current, changes, v0):
-    """The gradients that are wanted: current (in its own dtype: bfloat16 under autocast), decay, v0."""
-    gradients = current.to(ctx.dtype), (changes / decay).sum_to_size(decay.shape), v0
-    return tuple(grad if ctx.needs_input_grad[i] else None for i, grad in enumerate(gradients))
 
 
 class _SuperSpike(torch.autograd.Function):
@@ -191,58 +190,59 @@ class _SuperSpike(torch.autograd.Function):
         return grad / (ctx.alpha * distance.abs() + 1) ** 2, None
 
 
-def _prepare(current, p, state, dt):
-    """decay, and the voltages before the first step, in the dtype of the scan: float32 at least."""
-    for name in ("v_leak", "v_reset"):
-        if float(getattr(p, name, 0.0)) != 0.0:
-            raise ValueError(f"{name} {float(getattr(p, name))}: the scans rest at 0; take backend 'norse'")
-    decay = dt * p.tau_mem_inv
-    step = torch.broadcast_shapes(current.shape[1:], decay.shape)
-    v0 = current.new_zeros(()) if state is None else state.v
-    return decay, v0.to(torch.promote_types(current.dtype, decay.dtype)).expand(step)
+# --- the same sooner ---
 
 
-def _beside(tensor, value):
-    """A number, or a tensor of one, beside another tensor and of its dtype: filled in there if it comes from
-    elsewhere, since a copy would wait for a GPU."""
-    if isinstance(value, torch.Tensor) and value.device == tensor.device:
-        return value.to(tensor.dtype)
-    return tensor.new_full((), float(value))
+def _li_scan(current, decay, state):
+    voltages = integrate(current, decay, state.v)
+    return voltages, LIBoxState(voltages[-1])
 
 
-def _flat(current, decay, v0):
-    """Current, decay and v0 as the scans see them, (T, 1 or K, n), (K, 1 or n) and (K, n), contiguous, views
-    where the order of memory allows, and the function that turns results (..., K, n) back into steps.
-
-    K: the rates' leading axis where they have no other, else 1.  n: the rest of a step; where rates differ
-    along it, decay does too.
-    """
-    step = v0.shape
-    current = current.view(len(current), *(1,) * (len(step) - current.dim() + 1), *current.shape[1:])
-    leading = decay.dim() == len(step) > 0 and decay.numel() == len(decay) == step[0]
-    K, groups = (len(decay), current.shape[1]) if leading else (1, 1)
-    if not leading:
-        current = current.expand(len(current), *step)
-        decay = decay.expand(step) if decay.numel() > 1 else decay
-    if len(step) > 3 and not current.is_contiguous() and _channels_last(current).is_contiguous():
-        shape = _channels_last(v0).shape
-        current, v0 = _channels_last(current), _channels_last(v0)
-        decay = decay if leading or decay.numel() == 1 else _channels_last(decay)
-
-        def restore(flat):
-            return flat.view(flat.shape[:-2] + shape).movedim(-1, -3)
-    else:
-
-        def restore(flat):
-            return flat.view(flat.shape[:-2] + step)
-
-    flat = current.reshape(len(current), groups, -1), decay.reshape(K, -1), v0.reshape(K, -1)
-    return *(tensor.contiguous() for tensor in flat), restore
+def _lif_scan(v_th, alpha, current, decay, state):
+    spikes, v = integrate_and_fire(current, decay, state.v, v_th, alpha)
+    return spikes, LIFBoxFeedForwardState(v)
 
 
-def _channels_last(tensor):
-    return tensor.movedim(-3, -1)
+def _pooled(net, state_type, v_th, alpha, K, current, decay, state, skips):
+    v0 = None if state is None else state.v.to(decay.dtype)
+    out, v, activity = pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha)
+    return out, None if v is None else state_type(v), activity
 
 
-def _rest(state_type, current, p, state):
-    return state_type(v=torch.zeros_like(p.tau_mem_inv * current[0])) if state is None else state
+# --- the table ---
+
+
+def lif(v_th, alpha) -> Neuron:
+    """The row of LIF neurons of this threshold and steepness of the surrogate gradient."""
+
+    def parameters(tau_mem_inv):
+        return LIFBoxParameters(tau_mem_inv, v_th=torch.as_tensor(v_th), alpha=torch.as_tensor(alpha))
+
+    return Neuron(
+        step=partial(lif_step, v_th, alpha),
+        state=LIFBoxFeedForwardState,
+        spikes=True,
+        scan=partial(_lif_scan, v_th, alpha),
+        pooled=partial(_pooled, "lif", LIFBoxFeedForwardState, v_th, alpha),
+        norse=(lif_box_feed_forward_step, parameters),
+    )
+
+
+LI = Neuron(
+    step=li_step,
+    state=LIBoxState,
+    rectified=True,
+    scan=_li_scan,
+    pooled=partial(_pooled, "li", LIBoxState, 0.0, 0.0),
+    norse=(li_box_feed_forward_step, LIBoxParameters),
+)
+RELU = Neuron(
+    step=lambda x, state, decay: (x, state),
+    has_tau=False,
+    rectified=True,
+    read_out="ann",
+    scan=lambda current, decay, state: (current, state),
+    pooled=partial(_pooled, "ann", None, 0.0, 0.0),
+    norse=(lambda x, state, p, dt: (x, state), lambda tau_mem_inv: None),
+)
+NEURONS = table("net", {"li": LI, "lif": lif(torch.tensor(V_TH).item(), ALPHA), "ann": RELU})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nrf.network.neurons import LI, NEURONS
 from nrf.system.markdown import markdown_table
 
 RESOLUTION = 1e-3  # of quantiles, relative
@@ -18,6 +19,7 @@ INITIALISATIONS = ("rf", "uniform")
 TABLES = {"size": "pixels", "velocity": "as rendered", "folder": "", "shape": "", "time": "ms since warm-up"}
 TIMES = 5  # columns of the table over time
 NETWORKS = ("ReLU-SF", "ReLU-MF", "LI", "LIF")  # in the paper's order; single frame, multiple frames
+PAPER_NAMES = {"ann": "ReLU"}
 # medians in pixels by data set, network, initialisation: read off the published figure, +-0.3
 PUBLISHED_PX = {
     data: {
@@ -33,16 +35,18 @@ PUBLISHED_PX = {
 
 def network_name(settings):
     """The paper's name for the network of these settings (a mapping that has net and stack_frames)."""
-    if settings["net"] == "ann":
-        return "ReLU-SF" if settings["stack_frames"] == 1 else "ReLU-MF"
-    return settings["net"].upper()
+    net = settings["net"]
+    if NEURONS.get(net, LI).state is None:  # frames stand in for memory
+        return f"{PAPER_NAMES.get(net, net.upper())}-{'SF' if settings['stack_frames'] == 1 else 'MF'}"
+    return net.upper()
 
 
 def initialisation_name(settings):
     """rf (published fields), exact (fields), uniform, or space-time where the two differ."""
     space, time = settings["init_scheme_spatial"], settings["init_scheme_temporal"]
     name = "exact" if space == "rf" and settings.get("receptive_fields") == "exact" else space
-    return name if space == time or settings["net"] == "ann" else f"{name}-{time}"
+    has_tau = NEURONS.get(settings["net"], LI).has_tau
+    return f"{name}-{time}" if has_tau and space != time else name
 
 
 def published_set(name):

@@ -91,7 +91,7 @@ class Board(Drawing):
                 self.picture(trainer, f"fields/{tag}", step, bank_picture, *arrays)
 
     def _time_constants(self, trainer, model, step):
-        if model.config.net == "ann":
+        if not model.net.neuron.has_tau:
             return
         channels, n = model.net.channels, model.config.n_temporal_scales
         for k, channel in enumerate(channels[:: len(channels) // n]):

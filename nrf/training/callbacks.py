@@ -94,7 +94,7 @@ class Published(Drawing):
             for l, layer in enumerate(channel.spatiotemporal)
         ] + [(saved(model.net.classifier[0]), "classifier")]
         taus = {}
-        if model.config.net != "ann":
+        if model.net.neuron.has_tau:
             taus = {
                 l: [
                     channel.spatiotemporal[l].temporal.tau_mem_inv.detach().cpu()

@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 
 from nrf.config import Config
 from nrf.data.dataset import dense_frames
-from nrf.network.coordinates import COORDINATES, pixel_to_unit, unit_to_pixel
+from nrf.network.coordinates import COORDINATES, RECTIFIERS, pixel_to_unit, unit_to_pixel
 from nrf.network.losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
 from nrf.network.model import SpatioTemporalModel
 from nrf.training.board import panel
@@ -30,12 +30,6 @@ from nrf.training.trainer import optimizers
 
 # large tensors on huge pages: on a CPU, touching fresh pages of 4 KB costs more than the arithmetic on them
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-RECTIFIERS = {
-    "softmax": lambda maps: maps.flatten(-2).softmax(-1).view_as(maps),
-    "sigmoid": torch.sigmoid,
-    "relu": torch.relu,
-    "id": lambda maps: maps,
-}
 RECORDINGS_SHAPES = ("circle", "square", "triangle")  # GERD's order; names of `val/error_px/...`
 
 
@@ -60,7 +54,7 @@ class ShapesModel(pl.LightningModule):
         self.save_hyperparameters(dataclasses.asdict(self.config))
         self.net = SpatioTemporalModel(self.config)
         self.coordinate = COORDINATES[self.config.coordinate]()
-        names = ["loss", "norm", "reg", "error_px"] + (["spike_reg"] if self.config.net == "lif" else [])
+        names = ["loss", "norm", "reg", "error_px"] + (["spike_reg"] if self.net.neuron.spikes else [])
         n = self.config.n_classes
         shapes = RECORDINGS_SHAPES if n == len(RECORDINGS_SHAPES) else range(n if n > 1 else 0)
         names += [f"error_px/{shape}" for shape in shapes]
@@ -92,17 +86,16 @@ class ShapesModel(pl.LightningModule):
             batch, config.resolution, config.timesteps, config.stack_frames, config.sum_frames
         )
         state = None
-        if self.remembers():
+        if self.needs_warmup():
             with torch.no_grad():
                 state = self(warmup).state
         return self(frames, state), frames, batch.labels.transpose(0, 1)
 
-    def remembers(self):
+    def needs_warmup(self):
         """Whether a warm-up leaves anything behind: not in ReLU nets whose coordinate has no state either,
         unless batch normalisation counts (FIDELITY 13)."""
-        config = self.config
-        counts = config.batch_normalization and self.training
-        return bool(config.net != "ann" or config.coordinate == "dsntli" or counts)
+        has_state = self.net.neuron.state is not None or self.coordinate.has_state
+        return bool(has_state or (self.config.batch_normalization and self.training))
 
     def terms(self, tracking, labels_px):
         """Loss terms by published name, the error in pixels per shape (N,), and the targets."""
@@ -112,7 +105,7 @@ class ShapesModel(pl.LightningModule):
         norm = coordinate_distance(tracking.coordinates, target)
         reg = REGULARISERS[config.regularization](tracking.heatmaps, targets) * config.regularization_scale
         terms = {"loss": norm + reg, "norm": norm, "reg": reg}
-        if config.net == "lif":
+        if self.net.neuron.spikes:
             terms["spike_reg"] = spike_regulariser(
                 mean_of_all(tracking.activities, labels_px.shape[1]),
                 config.regularization_activity_mean,
@@ -142,7 +135,7 @@ class ShapesModel(pl.LightningModule):
         self.log("train/error_px", logged.pop("error_px"), prog_bar=True, **size)
         self.log_dict({f"train/{name}": value for name, value in logged.items()}, **size)
         self.log("loss", logged["loss"], prog_bar=True, logger=False)
-        outputs = dict(enumerate(tracking.activities)) if self.config.net == "lif" else {}
+        outputs = dict(enumerate(tracking.activities)) if self.net.neuron.spikes else {}
         outputs[len(self.net.channels)] = tracking.heatmaps.mean()
         self.log_dict({f"train/out/{i}": value for i, value in outputs.items()})
         result = {"loss": loss}
@@ -179,7 +172,7 @@ class ShapesModel(pl.LightningModule):
             shown = {"panel": panel(frames, tracking, targets)} if batch_idx == 0 else None
         else:  # the share of a last batch may be empty: the others wait for its sums all the same
             sum_of_all(torch.zeros((), device=self.device))
-            if self.config.net == "lif":
+            if self.net.neuron.spikes:
                 mean_of_all(torch.zeros(len(self.net.channels), device=self.device), 0)
         for name, metric in self.validation.items():
             tag, bar = name if name == "hp_metric" else f"val/{name}", name == "error_px"

@@ -12,22 +12,30 @@ from pytorch_lightning.plugins.environments import (
 )
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch.optim import lr_scheduler
 
+from nrf.config import table
 from nrf.system import slurm
 from nrf.training.persistence import WholeFiles
 
 TEMPORAL_LR_FACTOR = 1e-10  # of lr, for time constants under --optimizer_split 1, as published
-OPTIMIZERS = {
-    "adagrad": torch.optim.Adagrad,
-    "adam": torch.optim.Adam,
-    "rmsprop": torch.optim.RMSprop,
-    "sgd": torch.optim.SGD,
-}
-SCHEDULERS = {
-    "step": lambda optimizer, config: torch.optim.lr_scheduler.ExponentialLR(optimizer, config.lr_decay),
-    "ca": lambda optimizer, config: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 50, 2),
-    "none": None,
-}
+OPTIMIZERS = table(
+    "optimizer",
+    {
+        "adagrad": torch.optim.Adagrad,
+        "adam": torch.optim.Adam,
+        "rmsprop": torch.optim.RMSprop,
+        "sgd": torch.optim.SGD,
+    },
+)
+SCHEDULERS = table(
+    "lr_step",
+    {
+        "step": lambda optimizer, config: lr_scheduler.ExponentialLR(optimizer, config.lr_decay),
+        "ca": lambda optimizer, config: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 50, 2),
+        "none": None,
+    },
+)
 
 
 def optimizers(named_parameters, config):

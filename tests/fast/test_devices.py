@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import step
 from nrf.config import Config
 from nrf.data.dataset import EventBatch
-from nrf.fast import pooling
-from nrf.network import layers, neurons
+from nrf.fast import bands, pooling, scan
+from nrf.network import layers
 from nrf.training.module import ShapesModel
 
 pytest.importorskip("triton", reason="Triton does not come with torch on this platform")
@@ -71,14 +71,14 @@ def gpu(monkeypatch):
         for name in names:
             kernels[name] = Kernel()
             monkeypatch.setattr(module, name, kernels[name])
-    monkeypatch.setattr(neurons, "_kernels", lambda tensor: scan_triton)
+    monkeypatch.setattr(scan, "_kernels", lambda tensor: scan_triton)
     monkeypatch.setattr(pooling, "_kernels", lambda tensor: pooling_triton)
     monkeypatch.setattr(layers, "is_one_pass", lambda *_: True)
     monkeypatch.setattr(torch.cuda, "device_of", contextlib.nullcontext)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # there is none for "meta"
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setitem(layers.BAND, "cpu", 2**14)
+    monkeypatch.setitem(bands.BAND, "cpu", 2**14)
     monkeypatch.setattr(layers, "APART", 0)
     return kernels
 

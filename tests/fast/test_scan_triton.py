@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from nrf.fast import scan_torch
-from nrf.network import neurons
+from nrf.fast import scan, scan_torch
 from nrf.network.neurons import (
+    NEURONS,
     LIBoxParameters,
     LIBoxState,
     LIFBoxFeedForwardState,
     LIFBoxParameters,
     leaky_integrate,
     leaky_integrate_and_fire,
+    loop,
 )
 from nrf.network.reference import lif_step, norse_li, norse_lif
 
@@ -74,11 +75,11 @@ def test_kernels_are_the_scans(kernels, step, dtype):
 def test_voltages_and_spikes_are_the_loops_bit_by_bit(kernels, step):
     """The compiler is kept from what would change that: test_triton_compiles.py."""
     current, decay, v0, *_ = inputs(step, torch.float32)
-    v_th, alpha = torch.tensor(0.1), torch.tensor(10.0)
-    assert torch.equal(kernels.integrate(current, decay, v0), neurons._li_loop(current, decay, v0))
-    _, *fired = kernels.fire(current, decay, v0, v_th)
-    wanted = neurons._lif_loop(current, decay, v0, v_th, alpha)
-    assert all(torch.equal(actual, value) for actual, value in zip(fired, wanted, strict=True))
+    wanted, _ = loop(NEURONS["li"].step, current, decay, LIBoxState(v0))
+    assert torch.equal(kernels.integrate(current, decay, v0), wanted)
+    _, *fired = kernels.fire(current, decay, v0, torch.tensor(0.1))
+    spikes, state = loop(NEURONS["lif"].step, current, decay, LIFBoxFeedForwardState(v0))
+    assert torch.equal(fired[0], spikes) and torch.equal(fired[1], state.v)
 
 
 @pytest.mark.parametrize("T", [1, 2])
@@ -101,7 +102,7 @@ def test_strictly_above_the_threshold(kernels):
 
 
 def test_rest_and_currents_in_any_order_of_memory(kernels, monkeypatch):
-    monkeypatch.setattr(neurons, "_kernels", lambda tensor: kernels)
+    monkeypatch.setattr(scan, "_kernels", lambda tensor: kernels)
     current = torch.randn(T, 6, 70, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[:, ::2]
     p = LIBoxParameters(tau_mem_inv=torch.tensor(90.0, dtype=torch.float64))
     for state in (None, LIBoxState(torch.tensor(0.5).double().expand(3, 70))):
@@ -113,7 +114,7 @@ def test_rest_and_currents_in_any_order_of_memory(kernels, monkeypatch):
 @pytest.mark.parametrize("neuron", ["li", "lif"])
 def test_through_autograd_they_are_norse(kernels, monkeypatch, neuron):
     """Values, last state and gradients at current, time constants and state, rates over one current."""
-    monkeypatch.setattr(neurons, "_kernels", lambda tensor: kernels)
+    monkeypatch.setattr(scan, "_kernels", lambda tensor: kernels)
     generator = torch.Generator().manual_seed(0)
     current = 1.5 * torch.randn(T, 1, 2, 3, 4, 5, generator=generator, dtype=torch.float64)
     rate_hz = 30 + 270 * torch.rand(3, 1, 1, 1, 1, generator=generator, dtype=torch.float64)

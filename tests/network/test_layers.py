@@ -8,11 +8,14 @@ from torch.nn import functional as F
 
 from benchmarks.paired import peak_bytes
 from nrf.config import Config
-from nrf.fast import pooling
+from nrf.fast import bands, pooling
 from nrf.fast.pooling import average_pool
 from nrf.network import layers
-from nrf.network.model import SpatioTemporalModel, SpatioTemporalRF, TemporalRF
+from nrf.network.layers import Neurons, SpatioTemporalRF, TemporalRF
+from nrf.network.model import SpatioTemporalModel
+from nrf.network.neurons import ALPHA, V_TH, LIBoxState
 
+CONSTANTS = torch.tensor(V_TH).item(), ALPHA
 CONFIG = dict(
     timesteps=3,
     resolution=(52, 46),
@@ -70,7 +73,7 @@ def test_neurons_and_pooling_in_one_pass_are_those_apart(
     parameters = [p for field in fields for p in (field.skip_weight, *field.temporal.parameters())]
 
     def everything(state, responses_alone):
-        out, state, activity = layers.neurons_response(fields, current, state, average_pool)
+        out, state, activity = Neurons.of(fields).respond(current, state, average_pool)
         values = [out, None if state is None else state.v, activity]
         some = (out, None, None) if responses_alone else values
         loss = sum((v * p).sum() for v, p in zip(some, probes, strict=True) if v is not None)
@@ -78,12 +81,12 @@ def test_neurons_and_pooling_in_one_pass_are_those_apart(
         return out, *values[1:], *gradients
 
     monkeypatch.setattr(layers, "is_one_pass", lambda *_: True)
-    cases = [(None, False)] if net == "ann" else [(None, False), (layers.LIBoxState(v0), False)]
+    cases = [(None, False)] if net == "ann" else [(None, False), (LIBoxState(v0), False)]
     for state, responses_alone in cases + ([(None, True)] if net == "li" else []):
         compiled = everything(state, responses_alone)
         if responses_alone:
             with torch.no_grad():
-                untrained, *_ = layers.neurons_response(fields, current, state, average_pool)
+                untrained, *_ = Neurons.of(fields).respond(current, state, average_pool)
             assert torch.equal(untrained, compiled[0])
         with monkeypatch.context() as patch:
             patch.setattr(layers, "is_one_pass", lambda *_: False)
@@ -102,7 +105,7 @@ def test_the_rectifier_hides_no_nan(one_pass, net):
     current[0, ..., 0, 0, 0] = float("nan")
     decay = None if net == "ann" else torch.tensor([0.1])
     for x in (current.movedim(-1, -3), current.movedim(-1, -3).requires_grad_()):
-        out, *_ = pooling.pooled_neurons(net, 1, x, decay, None, None, *layers.CONSTANTS)
+        out, *_ = pooling.pooled_neurons(net, 1, x, decay, None, None, *CONSTANTS)
         assert out[0, 0, 0, 0].isnan().tolist() == [[True, False], [False, False]]
 
 
@@ -111,15 +114,15 @@ def test_states_are_broadcast_and_other_shapes_refused(one_pass):
     current, decay = torch.randn(4, 1, 3, 2, 4, 4).double(), torch.tensor([0.1, 0.3]).double()
     v0 = torch.randn(2, 1, 2, 4, 4).double()
     run = functools.partial(pooling.pooled_neurons, "li", 2)
-    out, v, _ = run(current, decay, v0, None, *layers.CONSTANTS)
-    wanted, wanted_v, _ = run(current, decay, v0.repeat(1, 3, 1, 1, 1), None, *layers.CONSTANTS)
+    out, v, _ = run(current, decay, v0, None, *CONSTANTS)
+    wanted, wanted_v, _ = run(current, decay, v0.repeat(1, 3, 1, 1, 1), None, *CONSTANTS)
     assert torch.equal(out, wanted) and torch.equal(v, wanted_v)
     for wrong in (torch.randn(2, 2, 2, 4, 4), torch.randn(3, 3, 2, 4, 4)):
         with pytest.raises(RuntimeError, match="expand"):
-            run(current, decay, wrong.double(), None, *layers.CONSTANTS)
+            run(current, decay, wrong.double(), None, *CONSTANTS)
     for shape in ((4, 3, 1, 2, 4, 4), (4, 1, 1, 2, 1, 4), (0, 1, 1, 2, 4, 4), (4, 1, 1, 0, 4, 4)):
         with pytest.raises(ValueError, match="expected .T, 1 or 2, B, C, H, W., H, W > 1"):
-            run(torch.zeros(shape).double(), decay, None, None, *layers.CONSTANTS)
+            run(torch.zeros(shape).double(), decay, None, None, *CONSTANTS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -133,7 +136,7 @@ def test_narrow_currents_on_a_gpu(monkeypatch, interpreted, net, dtype):
 
     def run(x):
         x = x.clone().requires_grad_()
-        arguments = x.movedim(-3, -1).contiguous(), decay, None, None, net, 2, *layers.CONSTANTS, True
+        arguments = x.movedim(-3, -1).contiguous(), decay, None, None, net, 2, *CONSTANTS, True
         out, v, _ = pooling._PooledNeurons.apply(*arguments)
         inputs = [x] if decay is None else [x, decay]
         return out, v, *torch.autograd.grad(out.float().square().sum(), inputs)
@@ -157,7 +160,7 @@ def test_threads_change_no_bit(compiler, net):
     try:
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            out, _, activity = layers.neurons_response([field], current, None, average_pool)
+            out, _, activity = Neurons.of([field]).respond(current, None, average_pool)
             loss = out.square().sum() + activity.sum()
             results.append((activity, *torch.autograd.grad(loss, [current, *field.parameters()])))
     finally:
@@ -172,11 +175,10 @@ def test_bands_are_the_whole(project, monkeypatch, net, skips, normalisation, ap
     """Loss, states and gradients of a step whose first layer is computed in bands, and again in its backward
     pass, are those of the plain one, in which it is computed and kept as a whole."""
     options = CONFIG | {"net": net, "skip_connections": skips, "batch_normalization": normalisation}
-    runs, bands = [], []
-    banded = layers.banded_response
-    monkeypatch.setitem(layers.BAND, "cpu", 2**12)  # 6 bands of the 26 rows
+    runs, rows = [], []
+    monkeypatch.setitem(bands.BAND, "cpu", 2**12)  # 6 bands of the 26 rows
     monkeypatch.setattr(layers, "APART", apart)
-    monkeypatch.setattr(layers, "banded_response", lambda *args: bands.append(args[-1]) or banded(*args))
+    monkeypatch.setattr(layers, "by_bands", lambda *args: rows.append(args[-1]) or bands.by_bands(*args))
     for checkpointed in (0, 1):
         model = project.build(Config(**options, checkpoint_activations=checkpointed))
         generator = torch.Generator().manual_seed(0)
@@ -187,8 +189,8 @@ def test_bands_are_the_whole(project, monkeypatch, net, skips, normalisation, ap
         run = project.run(model, warmup, x, 40 * torch.rand(3, 2, 3, 2, generator=generator).double())
         run.terms["loss"].backward()
         runs.append((run, {name: p.grad for name, p in model.named_parameters()}))
-        assert bool(bands) == bool(checkpointed)
-    assert 0 < bands[0] < 26 and bands[0] % 2 == 0
+        assert bool(rows) == bool(checkpointed)
+    assert 0 < rows[0] < 26 and rows[0] % 2 == 0
     (plain, wanted), (run, gradients) = runs
     assert project.error(run.heatmaps, plain.heatmaps) < 1e-12
     if net == "lif":
@@ -218,30 +220,23 @@ def kept(layer):
 def test_of_leaky_integrators_a_third_of_the_current_is_kept(one_pass, net, part):
     current = torch.rand(40, 1, 1, 16, 18, 18, requires_grad=True)
     field = SpatioTemporalRF(None, TemporalRF(net, torch.tensor(100.0)))
-    held = kept(lambda: layers.neurons_response([field], current, None, average_pool))
+    held = kept(lambda: Neurons.of([field]).respond(current, None, average_pool))
     assert 0.9 * part < held / current.nbytes < part
 
 
-@pytest.mark.parametrize("narrow", [False, True])
-def test_channels_one_by_one_free_what_they_kept(compiler, monkeypatch, narrow):
-    """Peak memory of a step whose first layer comes in bands, and the others channel after channel, against
-    one with all channels at a time."""
-    layers = [channel.spatiotemporal for channel in SpatioTemporalModel(Config(**CONFIG)).channels]
-    first, second = ([channel[i] for channel in layers] for i in range(2))
-    frames, weight = torch.rand(12, 1, 2, 2, 36, 36), first[0].spatial.spatial.weight
+@pytest.mark.parametrize("net", ["li", "lif"])
+def test_channels_one_by_one_free_what_they_kept(compiler, monkeypatch, net):
+    """Peak memory of a layer's step channel after channel, against one with all channels at a time."""
+    config = Config(**CONFIG, net=net)
+    second = [channel.spatiotemporal[1] for channel in SpatioTemporalModel(config).channels]
+    frames = torch.rand(12, 3, 2, 12, 36, 36, requires_grad=True)
 
-    def peak(at_once):
-        def step():
-            out, *_ = layers.banded_response(first, frames, weight, None, average_pool, 2)
-            assert isinstance(out, list) != at_once
-            out, *_ = layers.layer_response(second, out, None, None, average_pool)
-            (out if at_once else layers.as_one(out)).sum().backward()
+    def peak(apart):
+        monkeypatch.setattr(layers, "APART", apart)
+        out = functools.partial(layers.layer_response, second, frames, pool=average_pool)
+        return peak_bytes(lambda: out()[0].sum().backward())
 
-        monkeypatch.setattr(layers, "APART", 2**25 if at_once else 0)
-        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-            return peak_bytes(step)
-
-    assert peak(at_once=False) < 0.75 * peak(at_once=True)
+    assert peak(apart=0) < 0.75 * peak(apart=2**25)
 
 
 def test_bands_keep_no_activations():
@@ -250,10 +245,9 @@ def test_bands_keep_no_activations():
     fields = [channel.spatiotemporal[0] for channel in model.channels]
     frames, weight = torch.rand(6, 1, 1, 2, 32, 32), fields[0].spatial.spatial.weight
 
-    def plain():
-        current = F.conv2d(frames.flatten(0, 2), weight, padding="same").unflatten(0, (6, 1, 1))
-        return layers.neurons_response(fields, current, None, average_pool)
+    def response(frames, state, **padding):
+        current = F.conv2d(frames.flatten(0, 2), weight, **padding).unflatten(0, (6, 1, 1))
+        return Neurons.of(fields).respond(current, state, average_pool)
 
-    assert kept(plain) > 4 * kept(
-        lambda: layers.banded_response(fields, frames, weight, None, average_pool, 8)
-    )
+    banded = kept(lambda: bands.by_bands(response, frames, None, 4, 8))
+    assert kept(lambda: response(frames, None, padding="same")) > 4 * banded

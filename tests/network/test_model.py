@@ -393,11 +393,11 @@ def test_a_warm_up_without_effect_is_left_out(monkeypatch, options, training, wa
     for always in (False, True):
         torch.manual_seed(0)
         model = ShapesModel(**dataclasses.asdict(config)).double().train(training)
-        assert model.remembers() == wanted
+        assert model.needs_warmup() == wanted
         calls = []
         model.net.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         if always:
-            monkeypatch.setattr(ShapesModel, "remembers", lambda self: True)
+            monkeypatch.setattr(ShapesModel, "needs_warmup", lambda self: True)
         tracking, _, labels_px = model.track(batch)
         assert len(calls) == 1 + (wanted or always)
         outcomes.append([model.terms(tracking, labels_px)[0]["loss"], *model.buffers()])

@@ -1,0 +1,128 @@
+"""Leaky integration, with or without firing, over all steps at once: the loops of `neurons.py`, sooner.
+
+On a CPU compiled (`scan_native.py`), without a compiler in torch's operations (`scan_torch.py`), on a GPU in
+Triton (`scan_triton.py`).  One tensor is kept for the backward pass.
+"""
+
+import torch
+
+from nrf.fast import native, scan_native, scan_torch
+
+
+def integrate(current, decay, v0):
+    """Voltages (T, *step) of leaky integrators under `current` (T, ...), from v0 (*step)."""
+    *flat, restore = _flat(current, decay, v0)
+    return restore(_LeakyIntegrator.apply(*flat))
+
+
+def integrate_and_fire(current, decay, v0, v_th, alpha):
+    """Spikes (T, *step) of leaky integrate-and-fire neurons and their last voltages, as `integrate`.
+
+    v_th, alpha: threshold and steepness of the surrogate gradient, numbers or tensors of one."""
+    *flat, restore = _flat(current, decay, v0)
+    constants = (_beside(decay, value) for value in (v_th, alpha))
+    spikes, last = _IntegrateAndFire.apply(*flat, *constants)
+    return restore(spikes), restore(last)
+
+
+class _LeakyIntegrator(torch.autograd.Function):
+    """`integrate` with its gradient written out: only the voltages are kept, not the current.
+
+    With g[t] the whole gradient at v[t]:  g[t] = dL/dv[t] + (1 - decay) g[t+1];  dL/dx[t] = decay g[t];
+    dL/d decay = sum_t g[t] (x[t] - v[t-1]), and decay (x[t] - v[t-1]) = v[t] - v[t-1].
+    """
+
+    @staticmethod
+    def forward(ctx, current, decay, v0):
+        voltages = _kernels(v0).integrate(current, decay, v0)
+        ctx.save_for_backward(voltages, decay, v0)
+        ctx.groups, ctx.dtype = current.shape[1], current.dtype
+        return voltages
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_voltages):
+        voltages, decay, v0 = ctx.saved_tensors
+        gradients = _kernels(voltages).integrate_backward(grad_voltages, voltages, decay, v0, ctx.groups)
+        return _wanted(ctx, decay, *gradients)
+
+
+class _IntegrateAndFire(torch.autograd.Function):
+    """`integrate_and_fire` with its gradient written out: what is kept are u, the voltages before the reset,
+    or the current, from which the backward pass computes them again.
+
+    With h[t] the gradient at v[t] and s(u) the surrogate's slope, z[t] = u[t] > v_th, v[t] = (1 - z[t]) u[t]:
+    g[t] = dL/du[t] = (1 - z[t]) h[t] + (dL/dz[t] - u[t] h[t]) s(u[t]);  h[t-1] = (1 - decay) g[t];
+    dL/dx and dL/d decay as above.
+    """
+
+    @staticmethod
+    def forward(ctx, current, decay, v0, v_th, alpha):
+        kept, spikes, last = _kernels(v0).fire(current, decay, v0, v_th)
+        ctx.save_for_backward(*kept, decay, v0, v_th, alpha)
+        ctx.groups, ctx.dtype = current.shape[1], current.dtype
+        return spikes, last
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_spikes, grad_last):
+        *kept, decay, v0, v_th, alpha = ctx.saved_tensors
+        arguments = grad_spikes, grad_last, kept, decay, v0, v_th, alpha, ctx.groups
+        return *_wanted(ctx, decay, *_kernels(v0).fire_backward(*arguments)), None, None
+
+
+def _kernels(tensor):
+    """The scans for the device and dtype of these voltages."""
+    if tensor.device.type == "cuda":
+        from nrf.fast import scan_triton  # needs Triton, which comes with torch where there is a GPU
+
+        return scan_triton
+    return scan_native if native.is_available(tensor.device, tensor.dtype) else scan_torch
+
+
+def _wanted(ctx, decay, current, changes, v0):
+    """The gradients that are wanted: current (in its own dtype: bfloat16 under autocast), decay, v0."""
+    gradients = current.to(ctx.dtype), (changes / decay).sum_to_size(decay.shape), v0
+    return tuple(grad if ctx.needs_input_grad[i] else None for i, grad in enumerate(gradients))
+
+
+def _beside(tensor, value):
+    """A number, or a tensor of one, beside another tensor and of its dtype: filled in there if it comes from
+    elsewhere, since a copy would wait for a GPU."""
+    if isinstance(value, torch.Tensor) and value.device == tensor.device:
+        return value.to(tensor.dtype)
+    return tensor.new_full((), float(value))
+
+
+def _flat(current, decay, v0):
+    """Current, decay and v0 as the scans see them, (T, 1 or K, n), (K, 1 or n) and (K, n), contiguous, views
+    where the order of memory allows, and the function that turns results (..., K, n) back into steps.
+
+    K: the rates' leading axis where they have no other, else 1.  n: the rest of a step; where rates differ
+    along it, decay does too.
+    """
+    step = v0.shape
+    current = current.view(len(current), *(1,) * (len(step) - current.dim() + 1), *current.shape[1:])
+    leading = decay.dim() == len(step) > 0 and decay.numel() == len(decay) == step[0]
+    K, groups = (len(decay), current.shape[1]) if leading else (1, 1)
+    if not leading:
+        current = current.expand(len(current), *step)
+        decay = decay.expand(step) if decay.numel() > 1 else decay
+    if len(step) > 3 and not current.is_contiguous() and _channels_last(current).is_contiguous():
+        shape = _channels_last(v0).shape
+        current, v0 = _channels_last(current), _channels_last(v0)
+        decay = decay if leading or decay.numel() == 1 else _channels_last(decay)
+
+        def restore(flat):
+            return flat.view(flat.shape[:-2] + shape).movedim(-1, -3)
+    else:
+
+        def restore(flat):
+            return flat.view(flat.shape[:-2] + step)
+
+    flat = current.reshape(len(current), groups, -1), decay.reshape(K, -1), v0.reshape(K, -1)
+    return *(tensor.contiguous() for tensor in flat), restore
+
+
+def _channels_last(tensor):
+    return tensor.movedim(-3, -1)
