@@ -29,12 +29,14 @@ MIXING_GAIN = (
 COLUMNS = ("variance", "angle_rad", "ratio", "dx", "dy")
 
 
-def spatial_angles(n_angles: int, family: str = "published") -> Tensor:
-    """Directions of a bank in radians, float32 (n_angles,): evenly from 0 to 2 pi - pi / n, as published;
-    exact ones evenly over the half turn after which a field repeats."""
+def spatial_angles(n_angles: int, family: str = "published", further: int = 0) -> Tensor:
+    """Directions of a bank in radians, float32 (n_angles + further,): evenly from 0 to 2 pi - pi / n_angles,
+    as published, so that further ones do not move the last (FIDELITY 90); exact ones evenly over the half
+    turn after which a field repeats."""
+    count = n_angles + further
     if family == "exact":
-        return torch.arange(n_angles) * (math.pi / n_angles)
-    return torch.linspace(0, 2 * math.pi - math.pi / n_angles, n_angles)
+        return torch.arange(count) * (math.pi / count)
+    return torch.linspace(0, 2 * math.pi - math.pi / n_angles, count)
 
 
 def spatial_parameters(
@@ -61,7 +63,7 @@ def spatial_parameters(
     fields += itertools.product(variances, angles if family == "norse-1.1.0" else angles[:1], ratios[:1])
     if n_angles_grow:
         for i, ratio in enumerate(ratios[1:], start=1):
-            grown = spatial_angles(n_angles + i * n_angles_grow, family)
+            grown = spatial_angles(n_angles, family, further=i * n_angles_grow)
             fields += itertools.product(variances, grown, [ratio])
     rows = torch.tensor([[*field, *order] for field in fields for order in DERIVATIVES])
     return rows.unique(dim=0) if n_angles_grow else rows

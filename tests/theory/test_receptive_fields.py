@@ -133,9 +133,13 @@ def test_growing_angles_are_sorted_and_unique():
     plain, grown = spatial_parameters(2, 3, 3), spatial_parameters(2, 3, 3, n_angles_grow=2)
     assert grown.tolist() == sorted(map(list, {tuple(row) for row in grown.tolist()}))
     assert {tuple(row) for row in plain.tolist()} < {tuple(row) for row in grown.tolist()}
-    directions = [len(grown[grown[:, 2] == ratio][:, 1].unique()) for ratio in grown[:, 2].unique()]
-    # round: 1; ratio 1: those at 3 and at 5 angles, 0 shared; ratio 2: at 3 and at 7
-    assert directions == [1, 3 + 5 - 1, 3 + 7 - 1]
+    assert torch.equal(spatial_angles(2, further=2)[[0, -1]], spatial_angles(2))
+    assert len(spatial_parameters(2, 2, 2, n_angles_grow=2)) == 40  # as published: 8 elongated and 2 round fields
+    # ratio by ratio the count grows and the last angle, 300 degrees here, does not
+    for i, ratio in enumerate(grown[:, 2].unique()):
+        degrees = torch.rad2deg(grown[grown[:, 2] == ratio][:, 1].unique())
+        wanted = torch.linspace(0, 300, 3 + 2 * i) if i else torch.zeros(1)
+        torch.testing.assert_close(degrees, wanted, rtol=0, atol=1e-4)
     round_only = spatial_parameters(2, 3, 1, n_angles_grow=2)  # where the published code breaks
     assert torch.equal(round_only, spatial_parameters(2, 3, 1).unique(dim=0))
 
