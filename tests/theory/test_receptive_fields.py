@@ -134,7 +134,7 @@ def test_growing_angles_are_sorted_and_unique():
     assert grown.tolist() == sorted(map(list, {tuple(row) for row in grown.tolist()}))
     assert {tuple(row) for row in plain.tolist()} < {tuple(row) for row in grown.tolist()}
     assert torch.equal(spatial_angles(2, further=2)[[0, -1]], spatial_angles(2))
-    assert len(spatial_parameters(2, 2, 2, n_angles_grow=2)) == 40  # as published: 8 elongated and 2 round fields
+    assert len(spatial_parameters(2, 2, 2, n_angles_grow=2)) == 40  # of 8 elongated and 2 round fields
     # ratio by ratio the count grows and the last angle, 300 degrees here, does not
     for i, ratio in enumerate(grown[:, 2].unique()):
         degrees = torch.rad2deg(grown[grown[:, 2] == ratio][:, 1].unique())
