@@ -265,8 +265,9 @@ class Transform:
         self.inverse = cast(torch.stack([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)]) / n)
         cos, sin = wave(x, half)
         twice = torch.full((self.half,), 2.0).double()
-        twice[0] = 1
-        twice[n // 2 :] = 1 if n % 2 == 0 else 2
+        if n % 2 == 0:
+            twice[-1] = 1
+        twice[0] = 1  # the last one, too, of a circle of one point
         self.inverse_real = cast(torch.cat([cos * twice, -sin * twice], 1) / n)
         # kernels: w -> W = sum w exp(+...); along columns as W_re, W_im - W_re, W_re + W_im
         cos, sin = wave(half, tap)

@@ -13,6 +13,8 @@ SHAPES = {  # frames, weights
     "small kernel": ((2, 3, 9, 6), (4, 3, 3, 3)),
     "field smaller than the kernel": ((2, 2, 4, 3), (3, 2, 9, 9)),
     "one tap": ((2, 2, 5, 5), (2, 2, 1, 1)),
+    "one tap, one row": ((2, 2, 1, 5), (2, 2, 1, 1)),
+    "one pixel": ((2, 2, 1, 1), (2, 2, 1, 1)),
     "one channel each way": ((1, 1, 16, 5), (1, 1, 5, 5)),
     "more frames than a chunk": ((7, 2, 6, 7), (3, 2, 5, 5)),
 }
