@@ -47,13 +47,19 @@ class OwnStream:
 
 
 class TorchStream:
-    """The words of torch's CPU generator after `torch.manual_seed(seed)`, in torch's order."""
+    """The words of torch's CPU generator after `torch.manual_seed(seed)`, in torch's order.
+
+    seed: what torch takes, -2^63 to 2^64 - 1; its state keeps 64 bits, of which 32 decide.  ValueError for
+    others.
+    """
 
     replay = True
 
     def __init__(self, seed):
-        self.seed = seed
-        self.random = np.random.RandomState(seed)
+        if not -(2**63) <= seed < 2**64:
+            raise ValueError(f"seed {seed}: expected -2^63 to 2^64 - 1, as torch takes")
+        self.seed = int(seed) % 2**64
+        self.random = np.random.RandomState(self.seed % 2**32)
         self.drawn = False
 
     def words(self, count):

@@ -121,7 +121,7 @@ def render(parameters, seed, background=None):
 def replay(parameters, seed):
     """The recording that GERD renders after `torch.manual_seed(seed)` on a CPU, and torch's generator state
     afterwards: uint8 (5056,), equal to `torch.get_rng_state()`.  Generators "published" and "gerd-0.5.1";
-    ValueError for "clean".
+    ValueError for "clean", and for a seed that torch does not take.
     """
     if parameters.generator == "clean":
         raise ValueError(

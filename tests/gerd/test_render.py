@@ -75,6 +75,22 @@ def test_replay_equals_the_installed_gerd(seed, options):
     assert np.array_equal(our_state, state)
 
 
+@pytest.mark.parametrize("seed", [2**32 - 1, 2**32, 2**32 + 5, 2**64 - 1, -1, -(2**63)])
+def test_replay_takes_every_seed_that_torch_takes(seed):
+    p = RenderParameters(generator="gerd-0.5.1", resolution=FIELD, length=2, **LIVE[0])
+    events, _, state = gerd_live(p, seed)
+    recording, our_state = replay(p, seed)
+    assert np.array_equal(recording.events, events) and np.array_equal(our_state, state)
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_replay_refuses_what_torch_refuses(seed):
+    with pytest.raises(ValueError):
+        torch.manual_seed(seed)
+    with pytest.raises(ValueError, match=f"seed {seed}: expected"):
+        replay(RenderParameters(generator="gerd-0.5.1"), seed)
+
+
 # (generator, options, seed): SHA-256 of the replay; those at 300 x 300 are GERD's own output (test below)
 PINNED = {
     "published s10": (
