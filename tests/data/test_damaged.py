@@ -147,8 +147,8 @@ def contents(whole, draw):
             wrong = indices.clone()
             wrong[axis, draw.randrange(50)] = bad
             yield f"index {bad} along {axis}", saved([sparse(wrong, values, SHAPE), labels]), True
-    for bad in (float("nan"), float("inf"), -float("inf")):
-        wrong = labels.clone()
+    for bad in (float("nan"), float("inf"), -float("inf"), 1e39, -(2.0**24)):
+        wrong = labels.double()
         wrong[draw.randrange(6), 0, 0] = bad
         yield f"label {bad}", saved([frames, wrong]), True
     yield "value nan", saved([sparse(indices, values * float("nan"), SHAPE), labels]), True

@@ -163,7 +163,7 @@ def test_writing_leaves_the_whole_or_nothing(tmp_path, monkeypatch):
         ([[9, 0, 0, 0]], np.zeros((9, 1, 2)), "outside the field"),
         ([[0, -1, 0, 0]], np.zeros((9, 1, 2)), "outside the field"),
         ([[0, 0, 0, 0]], np.zeros((8, 1, 2)), "do not go with 9 frames"),
-        ([[0, 0, 0, 0]], np.full((9, 1, 2), np.inf), "not finite"),
+        ([[0, 0, 0, 0]], np.full((9, 1, 2), np.inf), "a label is inf"),
     ],
 )
 def test_a_recording_that_does_not_fit_is_not_written(tmp_path, events, labels, problem):
