@@ -1,4 +1,4 @@
-"""ReLU networks start on ties of max-pooling and kinks of the rectifier, where a gradient has no one value."""
+"""ReLU networks start on ties of max-pooling and kinks of the rectifier: their gradient is ambiguous there."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def test_only_the_initial_gradient_of_a_relu_network_depends_on_rounding(project
     """Step by step as published: the initial gradient jumps by percents when weights change in their last
     bits, and so does ours over frequencies; once weights have really changed, neither does (FIDELITY 91)."""
     config = Config(net=net, resolution=(SIDE, SIDE), n_spatial_scales=2, n_temporal_scales=1, n_angles=2)
-    config = dataclasses.replace(config, n_ratios=2, dropout=0.0)
+    config = dataclasses.replace(config, n_ratios=2, timesteps=T, dropout=0.0)
     system, draw = project.build(config), torch.Generator().manual_seed(0)
     frames = [(torch.rand(T, B, 2, SIDE, SIDE, generator=draw) < 0.02).double() for _ in range(2)]
     labels_px = torch.rand(T, B, 3, 2, generator=draw).double() * SIDE
