@@ -1,4 +1,4 @@
-"""ReLU networks start on ties of max-pooling and kinks of the rectifier: their gradient is ambiguous there."""
+"""A ReLU network starts on ties of max-pooling and on kinks: the first gradient depends on rounding."""
 
 import dataclasses
 
