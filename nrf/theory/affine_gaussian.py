@@ -128,7 +128,8 @@ def affine_kernels(
     else:
         values = sampled @ expansion.mT
     if discretisation == "moments":
-        values = _with_moments(values, sampled[..., 0], w, expansion, MAX_ORDER)
+        for _ in range(2):  # the second time what rounding left, of fields far too large for the kernel
+            values = _with_moments(values, sampled[..., 0], w, expansion, MAX_ORDER)
     values = _with_moments(values, sampled[..., 0], w, expansion, 0)  # after "moments": what rounding left
     return values.mT.unflatten(-1, (size, size))
 
