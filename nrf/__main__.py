@@ -15,6 +15,7 @@ from nrf import __version__  # noqa: E402
 
 COMMANDS = {
     "generate_data": "render recordings of moving shapes",
+    "convert": "make recordings to train on of event cameras' files",
     "learn_shapes": "train a network to track shapes",
     "sweep": "train every line of a config file, here or on a SLURM cluster",
     "evaluate": "errors of trained networks in pixels",

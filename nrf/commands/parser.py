@@ -12,7 +12,9 @@ import shtab
 
 from nrf import __version__
 from nrf.config import TABLES, Config
+from nrf.data.cameras import FITS
 from nrf.data.dataset import DataError
+from nrf.data.event_files import UNITS_US
 from nrf.training.module import ShapesModel  # noqa: F401, its tables are the settings' choices
 from nrf.training.persistence import TrainingError
 
@@ -84,6 +86,21 @@ def add_settings(parser):
         elif setting.name in TABLES:
             kwargs.update(choices=tuple(TABLES[setting.name]))
         parser.add_argument(f"--{setting.name}", **kwargs)
+
+
+def add_view(parser, frames, frames_help):
+    """The flags of a `View` of an event camera's file."""
+    parser.add_argument("--frames", type=int, default=frames, help=frames_help)
+    parser.add_argument("--start", type=int, default=0, help="frames to skip, from the first event on")
+    parser.add_argument("--bin_us", type=int, default=1000, help="microseconds of a frame")
+    parser.add_argument(
+        "--sensor", type=int, nargs=2, metavar=("H", "W"), help="the camera's pixels, if its file lacks them"
+    )
+    parser.add_argument(
+        "--fit", choices=FITS, default=FITS[0], help="how a sensor of another shape is laid into the field"
+    )
+    parser.add_argument("--columns", nargs="+", help="columns of a table without names, e.g. x y t p")
+    parser.add_argument("--time_unit", choices=tuple(UNITS_US), help="unit of a table's times (default: us)")
 
 
 def finish(prog, command, *arguments):

@@ -4,11 +4,11 @@
 
 The network's state is carried from frame to frame and nothing later is looked at.  A film shows the events,
 the heat maps, the true positions and the predicted ones, each with a trail.  Recordings are GERD's .dat
-files; those of event cameras (.raw, .dat, .aedat4) are cut into frames of 1 ms and stretched to the network's
-field.
+files; those of event cameras (.raw, .dat, .aedat4, .es, .h5, .hdf5, .npz, .npy, .csv, .txt) are cut into
+frames of --bin_us microseconds and laid into the network's field.
 """
 
-from nrf.commands.parser import CommandLine, finish
+from nrf.commands.parser import CommandLine, add_view, finish
 from nrf.results.track import run
 
 
@@ -20,7 +20,7 @@ def command_line():
         "--out", type=str | None, help="film to write, .gif or .mp4 (default: track.gif, none with --live)"
     )
     parser.add_argument("--live", action="store_true", help="draw in the terminal while tracking")
-    parser.add_argument("--frames", type=int, default=1000, help="frames of 1 ms to track, at most")
+    add_view(parser, frames=1000, frames_help="frames to track, at most")
     parser.add_argument("--fps", type=int, default=20, help="frames of the film per second, 1 to 50")
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU if there is one"

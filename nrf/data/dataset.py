@@ -108,11 +108,14 @@ def check_file(path: str | Path) -> None:
     """DataError unless both ends of the file are those of a torch archive: missing, empty, cut short."""
     try:
         with open(path, "rb") as file:
-            whole = file.read(4) == b"PK\3\4" and zipfile.is_zipfile(file)
+            head = file.read(4)
+            whole = head == b"PK\3\4" and zipfile.is_zipfile(file)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; {RENDER}") from None
     if not whole:
-        raise DataError(f"{path}: not a recording, or cut short; {RENDER}")
+        camera = "an event camera's; make recordings of it with nrf convert"
+        what = camera if head[:1] == b"%" else f"not a recording, or cut short; {RENDER}"
+        raise DataError(f"{path}: {what}")
 
 
 def _problem(frames: Tensor, labels: Tensor) -> str | None:

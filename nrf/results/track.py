@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from nrf.data.cameras import read_any
+from nrf.data.cameras import View, read_any
 from nrf.data.dataset import stacked
 from nrf.network.coordinates import unit_to_pixel
 from nrf.pictures.films import check_film, terminal_picture, track_gif
@@ -139,14 +139,13 @@ def live(recording, labels_px, stream):
 
 def run(arguments):
     """The Track of a command line; draws and prints what it asks for."""
-    if arguments.frames < 1:
-        raise ValueError(f"--frames {arguments.frames}: expected 1 or more")
+    View.of(arguments, (1, 1))
     out = arguments.out or (None if arguments.live else "track.gif")
     if out:
         check_film(out, arguments.fps)
     trained = load_trained(arguments.checkpoint, pick_device(arguments.device))
     config = trained.model.config
-    recording = read_any(arguments.recording, config.resolution, arguments.frames)
+    recording = read_any(arguments.recording, View.of(arguments, config.resolution))
     T, _, *size = recording.shape
     if tuple(size) != tuple(config.resolution):
         raise ValueError(

@@ -187,7 +187,6 @@ class Sweep:
         ended = f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
         print(f"{job.run.name}: failed ({ended}): {said}", file=sys.stderr, flush=True)
 
-
     def left(self):
         """How many runs are left, and for about how long at the mean of those before; "" for none."""
         n = len(self.waiting) + len(self.running)
