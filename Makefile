@@ -2,6 +2,7 @@
 # make board   TensorBoard on what the demo logged, or on LOGS=...: open the address that it prints
 # make test    ruff and the whole test suite
 # make slurm-test   sweep.sh on a real SLURM of two nodes, started for it: needs root, slurm-wlm and munge; two to three minutes
+# make mutants  change the code in 300 places, one at a time, and count how many the tests find; about an hour
 # make clean   remove .venv and demo/
 # The first call installs into .venv (PYTHON=python3.12 picks another Python, 3.10 or later); later ones start at once.
 
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOGS ?= demo/logs
 
-.PHONY: demo board test slurm-test lint clean
+.PHONY: demo board test slurm-test mutants lint clean
 
 demo: .venv/runtime.stamp
 	$(BIN)/python -m nrf demo
@@ -22,6 +23,9 @@ test: lint
 
 slurm-test: .venv/development.stamp
 	SLURM_TEST=1 $(BIN)/python -m pytest -s tests/test_slurm.py
+
+mutants: .venv/development.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants
 
 lint: .venv/development.stamp
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nrf.config import Config
-from nrf.network import layers
+from nrf.fast import bands
 from nrf.network.reference import reference_run
 
 STEPS, T = 50, 3
@@ -60,7 +60,7 @@ def curve(step, optimizer, config, dtype):
 def test_fifty_steps_follow_the_oracle(project, monkeypatch, net, dtype):
     """Within 1e-4 of the loss: in float32, with convolutions over frequencies and the first layer in bands.
     LIF in float64, since a spike that rounding flips is a different input."""
-    monkeypatch.setitem(layers.BAND, "cpu", 2**11)
+    monkeypatch.setitem(bands.BAND, "cpu", 2**11)
     config = Config(net=net, convolution="auto", **CONFIG)
     model = started(project, config, dtype)
     for channel in model.net.channels:
