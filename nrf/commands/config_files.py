@@ -11,7 +11,7 @@ def config_lines(path):
     where a line's quotes do not close, else None.  ValueError for a file that is no text.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # splitlines cuts at form feeds, too
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text ({error}); expected flags, a run a line") from None
     for number, line in enumerate(lines, start=1):

@@ -1,5 +1,6 @@
 """Runs of commands, several at once, each in a locked folder, logged and stopped by signals."""
 
+import contextlib
 import fcntl
 import functools
 import json
@@ -167,6 +168,8 @@ class Sweep:
         code, spent = job.process.returncode, time.monotonic() - job.started
         try:
             said = last_line(job.run.folder / "run.log")
+            if code == 0 and not has_trained(job.run.folder):
+                code, said = 1, f"it ended without a trained network: {said}"
             if code == 0:
                 write_marker(job.run, self.data, spent)
                 self.spent_s.append(spent)
@@ -184,7 +187,9 @@ class Sweep:
             print(f"{job.run.name}: stopped after {spent:.0f} s", flush=True)
             return
         self.bad += 1
-        ended = f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
+        ended = (
+            f"exit code {job.process.returncode}" if code > 0 else f"ended by {signal.Signals(-code).name}"
+        )
         print(f"{job.run.name}: failed ({ended}): {said}", file=sys.stderr, flush=True)
 
     def left(self):
@@ -192,6 +197,16 @@ class Sweep:
         n = len(self.waiting) + len(self.running)
         minutes = n * sum(self.spent_s) / len(self.spent_s) / min(self.jobs, max(n, 1)) / 60
         return f"; {n} left, about {max(minutes, 1):.0f} min" if n else ""
+
+
+def has_trained(folder):
+    """Whether a run in this folder has finished, by its own record: `--help` in a line also exits with 0."""
+    for path in folder.glob("*/version_*/run.json"):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            record = json.loads(path.read_text())
+            if isinstance(record, dict) and record.get("state") == "finished":
+                return True
+    return False
 
 
 def write_marker(run, data, seconds):

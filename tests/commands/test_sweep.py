@@ -35,6 +35,12 @@ time.sleep(float(flags.get("--sleep", 0)))
 if "--fail" in flags:
     print("learn_shapes.py: unknown flag --fail", file=sys.stderr)
     sys.exit(2)
+if "--help" in flags:
+    print("usage: learn_shapes.py")
+    sys.exit(0)
+os.makedirs(os.path.join(logs, "run/version_0"), exist_ok=True)
+with open(os.path.join(logs, "run/version_0/run.json"), "w") as file:
+    json.dump({"state": "finished"}, file)
 print("best error 1.00 px")
 sys.exit(int(flags.get("--exit", 0)))
 """
@@ -128,6 +134,16 @@ def test_finished_means_finished_with_these_words(house):
     marker.write_text(marker.read_text()[:10])
     assert "is damaged" in call(house, QUICK).stderr
     assert len(calls(house)["runs-01-seed0"]) == 1
+
+
+def test_a_line_that_trains_nothing_is_not_finished(house):
+    """Whatever flag makes a program end well at once; a byte-order mark is none of the first line."""
+    run = call(house, f"\ufeff{QUICK}\n{QUICK} --help\n{QUICK} --name=a\u2028b\fc\n")
+    assert run.returncode == 1
+    assert "runs-02-seed0: failed (exit code 0): it ended without a trained network: usage:" in run.stderr
+    assert not (house / "logs/runs-02-seed0/finished.json").exists()
+    made = calls(house)
+    assert made["runs-01-seed0"][0][1] == QUICK and made["runs-03-seed0"][0][2] == "--name=a\u2028b\fc"
 
 
 def test_metacharacters_of_a_line_are_data(house):
