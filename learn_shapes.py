@@ -12,4 +12,4 @@ from nrf.training.module import ShapesModel
 __all__ = ["ShapesModel", "main"]
 
 if __name__ == "__main__":
-    leave(main())
+    leave(main)

@@ -12,6 +12,7 @@ if Path(sys.path[0]) == HERE:  # started as a folder: its parent is what holds t
     sys.path[0] = str(HERE.parent)
 
 from nrf import __version__  # noqa: E402
+from nrf.system.text import open_output  # noqa: E402
 
 COMMANDS = {
     "generate_data": "render recordings of moving shapes",
@@ -45,9 +46,11 @@ def main(argv=None):
     return importlib.import_module(f"nrf.commands.{name}").main(arguments)
 
 
-def leave(code=None):
-    """Exit with the code of `main`: all is done and saved, and no signal shall end it otherwise."""
-    code = main() if code is None else code
+def leave(command=main):
+    """Run a command as a program and exit with its code: all is done and saved then, and no signal shall end
+    it otherwise."""
+    open_output()
+    code = command()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from nrf.commands.parser import CommandLine, add_settings
 from nrf.data.dataset import DataError
+from nrf.system.text import one_line
 from nrf.training.callbacks import Stopped, explain
 from nrf.training.run import train
 
@@ -57,6 +58,6 @@ def main(argv=None):
         message = explain(error, arguments)
         if message is None:
             raise
-        print(f"learn_shapes.py: {' '.join(message.split())}", file=sys.stderr)
+        print(f"learn_shapes.py: {one_line(message)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) and not isinstance(error, DataError) else 1
     return 0

@@ -9,14 +9,30 @@ import textwrap
 
 import jsonargparse
 import shtab
+import yaml
 
 from nrf import __version__
 from nrf.config import TABLES, Config
 from nrf.data.cameras import FITS
 from nrf.data.dataset import DataError
 from nrf.data.event_files import UNITS_US
+from nrf.system.text import one_line, printable
 from nrf.training.module import ShapesModel  # noqa: F401, its tables are the settings' choices
 from nrf.training.persistence import TrainingError
+
+
+def load_plain_yaml(text):
+    """YAML without anchors, a few lines of which can stand for more values than any memory holds."""
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise yaml.YAMLError("anchors and aliases; expected plain values")
+        return LOAD_YAML(text)
+    except RecursionError:
+        raise yaml.YAMLError("brackets in brackets without end; expected plain values") from None
+
+
+LOAD_YAML = jsonargparse.get_loader("yaml")
+jsonargparse.set_loader("yaml", load_plain_yaml, exceptions=(yaml.YAMLError,))
 
 
 def zero_or_one(text):
@@ -55,9 +71,16 @@ class CommandLine(jsonargparse.ArgumentParser):
         shtab.add_argument_to(self, help="print what completes this command's flags in a shell")
         self._option_string_actions["--print-completion"].default = argparse.SUPPRESS  # no flag of a run
 
+    def parse_args(self, *args, **kwargs):
+        try:
+            return super().parse_args(*args, **kwargs)
+        except UnicodeDecodeError as error:
+            self.error(f"--config: not a text ({error}); expected a YAML file of flags")
+
     def error(self, message, ex=None):
         text = " ".join(str(message).split())
         text = re.sub(r'Parser key "(\S+)":', r"--\1:", text).replace("argument --", "--")
+        text = text.replace("Problems parsing config:", "--config:")
         text = text.replace("invalid zero_or_one value:", "expected 0 or 1, not")
         if wanted := re.findall(r"Expected an? <class '(\w+)'>", text):
             value = re.search(r"(?:Got|Given) value: (.*)$", text)
@@ -68,7 +91,7 @@ class CommandLine(jsonargparse.ArgumentParser):
         if unknown := re.match(r"[Uu]nrecognized arguments: (\S+)", text):
             near = difflib.get_close_matches(unknown[1].split("=")[0], self._option_string_actions, 1)
             text = f"unknown flag {unknown[1]}; " + (f"did you mean {near[0]}?" if near else "see --help")
-        print(f"{self.prog}: {text}", file=sys.stderr)
+        print(f"{self.prog}: {printable(text)}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -109,7 +132,7 @@ def finish(prog, command, *arguments):
     try:
         command(*arguments)
     except (DataError, OSError, TrainingError, ValueError) as error:
-        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{prog}: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) and not isinstance(error, DataError) else 1
     except KeyboardInterrupt:
         print(f"{prog}: stopped", file=sys.stderr)

@@ -7,7 +7,9 @@ Source: FIDELITY 16-18.
 """
 
 import math
+import os
 import re
+import stat
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from nrf.data.sampling import EpochSampler, SharedBatches
 from nrf.system.archive import UNREADABLE, ArchiveError, load_tensors, save_whole
 from nrf.system.processes import follow_parent
+from nrf.system.text import printable
 
 TRAIN_SHARE = 0.8  # of each folder's files, in the order of their names as text
 RENDER = "render recordings with data_generation.sh or nrf generate_data"
@@ -33,8 +36,8 @@ class DataError(ValueError):
     """A recording or a folder of them that cannot be used; the message names it and the remedy."""
 
     def __init__(self, message: str) -> None:
-        # out of a DataLoader's worker comes its whole traceback as the message; the last line is ours
-        super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.DataError: "))
+        # out of a DataLoader's worker comes its whole traceback as the message; our line ends it
+        super().__init__(printable(message.strip().rpartition(f"{__name__}.DataError: ")[2]))
 
 
 class Recording(NamedTuple):
@@ -105,8 +108,10 @@ def _read(path: str | Path) -> tuple[Recording, Tensor]:
 
 
 def check_file(path: str | Path) -> None:
-    """DataError unless both ends of the file are those of a torch archive: missing, empty, cut short."""
+    """DataError unless both ends of the file are those of a torch archive: missing, cut short, a pipe."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for a writer
+            raise DataError(f"{path}: not a file; {RENDER}")
         with open(path, "rb") as file:
             head = file.read(4)
             whole = head == b"PK\3\4" and zipfile.is_zipfile(file)

@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from nrf.config import result_affecting
 from nrf.system.archive import GIB, ArchiveError, load_archive, save_whole
 from nrf.system.files import fcntl
+from nrf.system.text import printable
 
 MAX_BYTES = 4 * GIB
 TO_PREDICT = {"state_dict", "hyper_parameters"}  # what a checkpoint must hold
@@ -21,6 +22,9 @@ UNFINISHED = ".unfinished"
 
 class TrainingError(RuntimeError):
     """Training cannot go on; its message is for the user."""
+
+    def __init__(self, message):
+        super().__init__(printable(message))
 
 
 class CheckpointError(TrainingError):
