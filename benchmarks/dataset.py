@@ -19,7 +19,8 @@ from gerd import GerdDataset
 from torch.utils.data import default_collate
 
 from benchmarks.paired import alternate, compare, machine_line, peak_bytes, write_table
-from nrf.data.dataset import DataError, ShapeDataset, collate, dense_frames, read_recording, write_recording
+from nrf.data.dataset import ShapeDataset, collate, dense_frames
+from nrf.data.recordings import DataError, read_recording, write_recording
 
 TIMESTEPS, DELAY, BATCH = 40, 1, 4
 SHAPE, EVENTS = (128, 2, 300, 300), 35_000  # of a 20-pixel recording of GERD's

@@ -26,7 +26,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.paired import machine_line
-from nrf.data.dataset import read_recording
+from nrf.data.recordings import read_recording
 from nrf.system.archive import ArchiveError, load_archive
 
 RENDERING = "24 --scales 9 --velocities 0.7 --resolution 36 36 --frames 24 --workers 1".split()

@@ -16,7 +16,8 @@ import numpy as np
 
 from nrf.commands import generate_data, learn_shapes
 from nrf.commands.parser import CommandLine, finish
-from nrf.data.dataset import read_recording, recordings
+from nrf.data.dataset import recordings
+from nrf.data.recordings import read_recording
 from nrf.pictures.films import Panel, film
 from nrf.pictures.plots import kernel_bank, learning_curves
 from nrf.results import evaluate

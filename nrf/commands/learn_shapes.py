@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from nrf.commands.parser import CommandLine, add_settings
-from nrf.data.dataset import DataError
+from nrf.data.recordings import DataError
 from nrf.system.text import one_line
 from nrf.training.callbacks import Stopped, explain
 from nrf.training.run import train

@@ -14,8 +14,8 @@ import yaml
 from nrf import __version__
 from nrf.config import TABLES, Config
 from nrf.data.cameras import FITS
-from nrf.data.dataset import DataError
 from nrf.data.event_files import UNITS_US
+from nrf.data.recordings import DataError
 from nrf.system.text import one_line, printable
 from nrf.training.module import ShapesModel  # noqa: F401, its tables are the settings' choices
 from nrf.training.persistence import TrainingError

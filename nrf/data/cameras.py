@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from nrf.data.dataset import DataError, Recording, read_recording
 from nrf.data.event_files import UNITS_US, EventStream, open_events
+from nrf.data.recordings import DataError, Recording, read_recording
 
 FITS = ("letterbox", "crop", "stretch")
 MOST_FRAMES = 2**26  # of a stretch: 18 hours

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from nrf.data.cameras import stretches
-from nrf.data.dataset import TRAIN_SHARE, DataError, write_recording
+from nrf.data.dataset import TRAIN_SHARE
 from nrf.data.event_files import Events
+from nrf.data.recordings import DataError, write_recording
 
 TONIC = "tonic:"  # IN is tonic:DATASET or tonic:DATASET=FOLDER
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nrf.data.dataset import DataError
 from nrf.data.event_tables import CHUNK, by_name, of_table, read_arrays, read_text
+from nrf.data.recordings import DataError
 
 UNITS_US = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 UNREADABLE: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, EOFError)

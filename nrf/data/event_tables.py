@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 
-from nrf.data.dataset import DataError
+from nrf.data.recordings import DataError
 
 CHUNK = 2**18  # events read at a time
 NAMES = {  # of columns, in any case

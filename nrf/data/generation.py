@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from nrf.data.dataset import DataError, check_file, read_recording, write_recording
+from nrf.data.recordings import DataError, check_file, read_recording, write_recording
 from nrf.gerd.render import RenderParameters, render
 from nrf.system.files import write_whole
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nrf.data.dataset import DataError
 from nrf.data.event_files import UNITS_US
 from nrf.data.event_tables import NAMES
+from nrf.data.recordings import DataError
 
 OBJECT = ("object", "objects", "id", "class", "label", "track", "track_id")
 

@@ -14,7 +14,8 @@ from camera_writers import draw, evt3, named
 from nrf.__main__ import main
 from nrf.commands import convert
 from nrf.data.conversion import centroids
-from nrf.data.dataset import ShapeDataset, read_recording
+from nrf.data.dataset import ShapeDataset
+from nrf.data.recordings import read_recording
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 SENSOR = (36, 64)

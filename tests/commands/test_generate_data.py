@@ -14,7 +14,7 @@ import pytest
 
 from nrf.commands import generate_data
 from nrf.data import generation
-from nrf.data.dataset import read_recording, write_recording
+from nrf.data.recordings import read_recording, write_recording
 from nrf.gerd.render import RenderParameters, render
 
 ROOT = Path(__file__).resolve().parents[2]

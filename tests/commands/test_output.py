@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nrf.commands.learn_shapes import parse
-from nrf.data.dataset import DataError, check_file, recordings
+from nrf.data.dataset import recordings
+from nrf.data.recordings import DataError, check_file
 from nrf.system.text import one_line, printable
 from nrf.training.persistence import CheckpointError, read_checkpoint
 
@@ -38,7 +39,7 @@ def test_names_of_files_are_spelt_out_and_keep_their_folder(tmp_path, name):
         recordings(tmp_path, "all")
     assert str(told.value).startswith(f"{tmp_path}/v1/{printable(name)}: not a recording")
     assert printable(EVIL) == SPELT and str(told.value).isprintable()
-    of_worker = f"Caught DataError in a worker.\nTraceback\nnrf.data.dataset.DataError: {told.value}"
+    of_worker = f"Caught DataError in a worker.\nTraceback\n{DataError.__module__}.DataError: {told.value}"
     assert str(DataError(of_worker)) == str(told.value)
     with pytest.raises(CheckpointError) as told:
         read_checkpoint(path)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from nrf.data import event_tables
 from nrf.data.cameras import FITS, Placement, View, read_any, stretches
-from nrf.data.dataset import DataError, ShapeDataset, write_recording
+from nrf.data.dataset import ShapeDataset
+from nrf.data.recordings import DataError, write_recording
 
 faery = pytest.importorskip("faery", reason="needs faery, of requirements-dev.txt")
 h5py = pytest.importorskip("h5py", reason="needs h5py, of requirements-dev.txt")

@@ -22,7 +22,7 @@ from test_learn_shapes import TINY, render
 
 from nrf.commands import learn_shapes
 from nrf.commands.config_files import config_lines
-from nrf.data.dataset import DataError, read_recording, write_recording
+from nrf.data.recordings import DataError, read_recording, write_recording
 from nrf.system.archive import ArchiveError, load_archive, load_tensors
 from nrf.training.persistence import TrainingError, read_checkpoint
 

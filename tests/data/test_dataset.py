@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nrf.data.dataset import (
-    DataError,
-    ShapeDataset,
-    collate,
-    dense_frames,
-    loader,
-    read_recording,
-    write_recording,
-)
+from nrf.data.dataset import ShapeDataset, collate, dense_frames, loader
+from nrf.data.recordings import DataError, read_recording, write_recording
 
 GERD = (  # of release 0.5.1, and of the paper's version
     "gerd0.5.1_v0.50_s20_seed0",
@@ -252,7 +245,7 @@ def test_files_that_are_no_recordings_are_refused(tmp_path, monkeypatch):
     wanted = {
         "missing": "No such file",
         "empty": "cut short",
-        "folder": "Is a directory",
+        "folder": "not a file",
         "text": "not a recording",
         "pickle": "not a recording",
         "trap": "damaged or foreign",

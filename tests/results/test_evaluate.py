@@ -12,7 +12,8 @@ from test_learn_shapes import TINY, render, scalars
 
 from nrf.commands import evaluate as evaluate_command
 from nrf.commands import learn_shapes
-from nrf.data.dataset import ShapeDataset, collate, write_recording
+from nrf.data.dataset import ShapeDataset, collate
+from nrf.data.recordings import write_recording
 from nrf.network.coordinates import pixel_to_unit
 from nrf.results import evaluate
 from nrf.results.evaluate import CENTRE, CENTROID, condition_of

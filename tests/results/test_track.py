@@ -8,7 +8,8 @@ from test_learn_shapes import TINY, render
 
 from nrf.commands import learn_shapes
 from nrf.commands import track as track_command
-from nrf.data.dataset import ShapeDataset, collate, dense_frames, read_recording
+from nrf.data.dataset import ShapeDataset, collate, dense_frames
+from nrf.data.recordings import read_recording
 from nrf.network.coordinates import unit_to_pixel
 from nrf.pictures.films import terminal_picture
 from nrf.results import track

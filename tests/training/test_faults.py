@@ -21,7 +21,7 @@ from test_learn_shapes import TINY, render, scalars, weights
 
 from benchmarks import faults
 from nrf.commands import generate_data, learn_shapes
-from nrf.data.dataset import write_recording
+from nrf.data.recordings import write_recording
 from nrf.system import files
 from nrf.system.archive import load_archive, save_whole
 from nrf.system.files import write_whole

@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from nrf.commands import learn_shapes
 from nrf.commands.config_files import read_config_lines
 from nrf.config import Config, run_name
-from nrf.data.dataset import ShapeDataset, write_recording
+from nrf.data.dataset import ShapeDataset
+from nrf.data.recordings import write_recording
 from nrf.training import module, trainer
 from nrf.training import run as run_module
 from nrf.training.callbacks import Published
