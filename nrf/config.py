@@ -102,9 +102,7 @@ class Config:
         "auto",
         "scan over time: auto or fused (fast), loop (readable), norse (step by step)",
     )
-    convolution: str = option(
-        "auto", "convolution: over frequencies, directly, or auto: whichever is faster"
-    )
+    convolution: str = option("auto", "convolution: over frequencies, directly, or auto: whichever is faster")
     checkpoint_activations: int = flag(
         1, "large fields: compute the first layer again in the backward pass, the others channel by channel"
     )

@@ -5,7 +5,8 @@ import math
 import torch
 from torch.nn import functional as F
 
-from nrf.fast import native, scan_native
+from nrf.fast import native, scan_native, trust
+from nrf.fast.scan import integrate, integrate_and_fire
 
 NETS = {"ann": 0, "li": 1, "lif": 2}  # as in native.cpp
 
@@ -32,7 +33,7 @@ def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
 
     Neurons' responses are the largest tensors there are, and pooling leaves a quarter of them.  Here they go
     through pooling as they come, in cache; for the backward pass the current is kept, or less
-    (`_PooledNeurons`).  The plain twin is the rest of `response.neurons_response`.
+    (`_PooledNeurons`).
     """
     _, groups, B, C, H, W = current.shape
     if groups not in (1, K) or min(H, W) < 2 or current.numel() == 0:
@@ -40,6 +41,31 @@ def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
             f"currents {tuple(current.shape)} of {K} neurons: expected (T, 1 or {K}, B, C, H, W), H, W > 1"
         )
     v0 = None if v0 is None else v0.expand(K, B, C, H, W)
+    given = net, K, current, decay, v0, skips, v_th, alpha
+    if current.device.type == "cuda":
+        if not trust.pooling(net, current.device, current.dtype, _in_one_pass, pooled_plainly):
+            return pooled_plainly(*given)
+    return _in_one_pass(*given)
+
+
+def pooled_plainly(net, K, current, decay, v0, skips, v_th, alpha):
+    """`pooled_neurons`, the plain twin: one operation after the other."""
+    per_channel, last = (-1, 1, 1, 1, 1), None
+    if net == "ann":
+        out = F.relu(current).expand(len(current), K, *current.shape[2:])
+    else:
+        v0 = decay.new_zeros(()).expand(K, *current.shape[2:]) if v0 is None else v0
+        if net == "li":
+            voltages = integrate(current, decay.view(per_channel), v0)
+            out, last = F.relu(voltages), voltages[-1]
+        else:
+            out, last = integrate_and_fire(current, decay.view(per_channel), v0, v_th, alpha)
+    out = out if skips is None else torch.addcmul(out, skips.view(per_channel), current)
+    means = out.mean((0, 2, 3, 4, 5)) if net == "lif" else out.new_zeros(K)
+    return average_pool(out), last, means
+
+
+def _in_one_pass(net, K, current, decay, v0, skips, v_th, alpha):
     decay, skips = (None if values is None else values.contiguous() for values in (decay, skips))
     parameter = skips if decay is None else decay
     if current.device.type == "cpu" and parameter is not None:  # a GPU's kernels convert what they read

@@ -6,7 +6,7 @@ Triton (`scan_triton.py`).  One tensor is kept for the backward pass.
 
 import torch
 
-from nrf.fast import native, scan_native, scan_torch
+from nrf.fast import native, scan_native, scan_torch, trust
 
 
 def integrate(current, decay, v0):
@@ -73,8 +73,8 @@ class _IntegrateAndFire(torch.autograd.Function):
 
 def _kernels(tensor):
     """The scans for the device and dtype of these voltages."""
-    if tensor.device.type == "cuda":
-        from nrf.fast import scan_triton  # needs Triton, which comes with torch where there is a GPU
+    if tensor.device.type == "cuda" and trust.scans(tensor.device, tensor.dtype):
+        from nrf.fast import scan_triton
 
         return scan_triton
     return scan_native if native.is_available(tensor.device, tensor.dtype) else scan_torch
