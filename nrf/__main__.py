@@ -21,6 +21,7 @@ COMMANDS = {
     "sweep": "train every line of a config file, here or on a SLURM cluster",
     "evaluate": "errors of trained networks in pixels",
     "track": "follow shapes through one recording, frame by frame",
+    "export": "a trained network as ONNX, PyTorch program or NIR graph",
     "report": "all runs under a folder of logs on one page",
     "reproduce": "the paper's figure of errors, from nothing",
     "covariance": "measure how covariant the receptive fields are on the grid",
