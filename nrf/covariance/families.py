@@ -13,7 +13,7 @@ from nrf.theory.receptive_fields import DERIVATIVES, SIGMA_RANGE
 
 SAMPLE = 256  # kernels of a layer that are looked at, drawn evenly
 GRID = 8, 12  # deviations along each axis and angles that the search starts from
-STEPS = 24  # of the search; the last are below a hundredth of its first
+SEARCH_STEPS = 24  # of the search; the last are below a hundredth of its first
 
 
 def nearest_members(kernels):
@@ -34,7 +34,7 @@ def nearest_members(kernels):
     moves = torch.cat([torch.eye(3), -torch.eye(3)]).double() * step
     rows = torch.arange(len(unit))
     scale = torch.ones(len(unit), 1, 1, dtype=torch.float64)
-    for _ in range(STEPS):
+    for _ in range(SEARCH_STEPS):
         tried = parameters[:, None] + scale * moves  # n 6 3
         tried[..., :2] = tried[..., :2].clamp(low, high)
         members = _members(tried.flatten(0, 1), size).unflatten(0, (-1, len(moves)))

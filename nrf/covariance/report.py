@@ -18,9 +18,9 @@ import torch
 from nrf.covariance.families import kernel_rows, time_rows
 from nrf.covariance.space import (
     DEVIATIONS,
-    DISCRETISATIONS,
-    FAMILIES,
-    ORDERS,
+    MEASURED_DISCRETISATIONS,
+    MEASURED_FAMILIES,
+    MEASURED_ORDERS,
     SHAPES,
     Shape,
     blobs,
@@ -42,7 +42,7 @@ from nrf.theory.affine_gaussian import mapped
 from nrf.theory.receptive_fields import KERNEL_SIZES, spatial_kernels, spatial_parameters
 from nrf.training.module import ShapesModel
 
-NAMES = ["{}{}".format(*order) for order in ORDERS]
+NAMES = ["{}{}".format(*order) for order in MEASURED_ORDERS]
 
 
 # --- tables ---
@@ -125,7 +125,7 @@ def space_sections(parts):
             "Space, analytic images: transform, then filter against filter, then transform",
             "Medians and largest relative l2 errors in % over fields and maps; size needed: what holds all "
             "but 1e-4 of both kernels; held: how often the size does; up to gain: the median up to the "
-            "best common gain.\n\n" + space_table(space, FAMILIES),
+            "best common gain.\n\n" + space_table(space, MEASURED_FAMILIES),
         ),
         (
             "Scalings by order, size as needed (medians in %)",
@@ -270,7 +270,8 @@ def pictures(parts, out):
     for order in ("00", "10", "11"):
         rows = picked(parts["discretisations"], order=order)
         lines = {
-            name: (DEVIATIONS, column(picked(rows, family=name), "true_error")) for name in DISCRETISATIONS
+            name: (DEVIATIONS, column(picked(rows, family=name), "true_error"))
+            for name in MEASURED_DISCRETISATIONS
         }
         panels[f"order ({order[0]}, {order[1]})"] = "deviation in pixels", lines
     _curves(panels, out / "discretisations.png", "error of the response", {0.01: "1 %", 0.05: "5 %"})
@@ -278,7 +279,7 @@ def pictures(parts, out):
     values, panels = sorted({row["value"] for row in scalings}), {}
     for order in ("00", "10", "11"):
         lines = {}
-        for family in FAMILIES:
+        for family in MEASURED_FAMILIES:
             own = picked(scalings, order=order, family=family)
             lines[family] = values, [statistics.median(column(picked(own, value=v))) for v in values]
         panels[f"order ({order[0]}, {order[1]})"] = "scaling of space", lines

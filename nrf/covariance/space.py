@@ -26,13 +26,13 @@ from nrf.theory.affine_gaussian import (
 )
 from nrf.theory.receptive_fields import DOMAIN, KERNEL_SIZES, difference_kernels
 
-ORDERS = ((0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (0, 2))  # up to 2, the network's four first
+MEASURED_ORDERS = ((0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (0, 2))  # up to 2, the network's four first
 EPSILON = 1e-4  # part of a kernel that its support may leave out
-FAMILIES = ("exact", "published", "norse-1.1.0")
+MEASURED_FAMILIES = ("exact", "published", "norse-1.1.0")
 FIELDS = ((1.0, 1.0, 0.0), (1.5, 1.0, 0.5), (2.0, 1.0, -0.9))  # sigma_u, sigma_v in pixels, phi in radians
 SHAPES = ("circle", "square", "triangle")
 DEVIATIONS = tuple(2 ** (k / 2) for k in range(-3, 5))  # pixels, of what discretisations are compared by
-DISCRETISATIONS = ("exact", "integrated", "sampled", "analogue")
+MEASURED_DISCRETISATIONS = ("exact", "integrated", "sampled", "analogue")
 PLACES = 11  # along each axis, where responses are compared
 
 
@@ -136,7 +136,7 @@ def rotation(angle_rad):
 def kernels_of(family, field, orders, size):
     """Kernels (len(orders), size, size) of one field in pixels.  The published families derive along the
     carried directions, in their units of a kernel, times the geometric mean of the variances."""
-    if family not in FAMILIES[1:]:
+    if family not in MEASURED_FAMILIES[1:]:
         return affine_kernels(field, orders, size, "moments" if family == "exact" else family)
     unit = (size - 1) / (2 * DOMAIN)  # pixels
     n = len(orders)
@@ -167,7 +167,7 @@ def errors(actual, wanted):
     return (actual - wanted).norm(dim=0) / norm, (gain * actual - wanted).norm(dim=0) / norm
 
 
-def compare(image, field, matrix, families=FAMILIES, sizes=(0, *KERNEL_SIZES), reach=8.0):
+def compare(image, field, matrix, families=MEASURED_FAMILIES, sizes=(0, *KERNEL_SIZES), reach=8.0):
     """Rows {family, size, order, sigma_px, holds, error, shape_error[, true_error]} of one map.
 
     sizes: of both kernels; 0 is what the wider of the two needs.  sigma_px: least deviation of the two
@@ -178,20 +178,22 @@ def compare(image, field, matrix, families=FAMILIES, sizes=(0, *KERNEL_SIZES), r
     here_points = torch.cartesian_prod(line, line) + 0.137  # between pixels too
     there_points = here_points @ matrix.T
     sigma = min(torch.linalg.eigvalsh(f.covariance)[0].sqrt().item() for f in (field, there))
-    needed = {order: max(support_of(f, sum(order)) for f in (field, there)) for order in ORDERS}
-    truth = image_there.response(there_points, there, ORDERS) if isinstance(image, Blobs) else None
+    needed = {order: max(support_of(f, sum(order)) for f in (field, there)) for order in MEASURED_ORDERS}
+    truth = image_there.response(there_points, there, MEASURED_ORDERS) if isinstance(image, Blobs) else None
     rows = []
     for size in sizes:
         taken = size or max(needed.values())
         here, over = (
-            filtered(f, points, torch.cat([kernels_of(family, one, ORDERS, taken) for family in families]))
+            filtered(
+                f, points, torch.cat([kernels_of(family, one, MEASURED_ORDERS, taken) for family in families])
+            )
             for f, points, one in ((image, here_points, field), (image_there, there_points, there))
         )
         for k, family in enumerate(families):
-            own = slice(k * len(ORDERS), (k + 1) * len(ORDERS))
+            own = slice(k * len(MEASURED_ORDERS), (k + 1) * len(MEASURED_ORDERS))
             error, shape = errors(over[:, own], here[:, own])
             true = torch.full_like(error, math.nan) if truth is None else errors(over[:, own], truth)[0]
-            for i, order in enumerate(ORDERS):
+            for i, order in enumerate(MEASURED_ORDERS):
                 rows.append(
                     {
                         "family": family,
@@ -211,7 +213,7 @@ def field_of(*values):
     return field_from_axes(*torch.tensor(values, dtype=torch.float64))
 
 
-def space_rows(images, families=FAMILIES, sizes=(0, *KERNEL_SIZES)):
+def space_rows(images, families=MEASURED_FAMILIES, sizes=(0, *KERNEL_SIZES)):
     """Rows of `compare` for every image {name: image}, field and transformation."""
     rows = []
     for name, image in images.items():
@@ -230,5 +232,5 @@ def discretisation_rows():
     return [
         row | {"sigma_px": sigma}
         for sigma in DEVIATIONS
-        for row in compare(image, field_of(sigma, sigma, 0.4), eye, tuple(DISCRETISATIONS), (0,))
+        for row in compare(image, field_of(sigma, sigma, 0.4), eye, tuple(MEASURED_DISCRETISATIONS), (0,))
     ]

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from nrf.covariance.space import ORDERS, blobs, errors, filtered, kernels_of, rotation, support_of
+from nrf.covariance.space import MEASURED_ORDERS, blobs, errors, filtered, kernels_of, rotation, support_of
 from nrf.gerd.render import RenderParameters, render
 from nrf.network.neurons import (
     ALPHA,
@@ -25,7 +25,7 @@ from nrf.theory.affine_gaussian import affine_kernels, field_from_axes, mapped
 from nrf.theory.cascades import integrate_cascade, lindeberg_time_constants, stage_decay
 
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the time axis
-STEPS = ("exact", "euler", "geometric")
+RECURSIONS = ("exact", "euler", "geometric")
 NAMES = {"exact": "exponential", "euler": "euler"}  # of these for one stage, in `stage_decay`
 FINE = 64  # steps of the truth per ms
 DURATION = 160  # ms, of the inputs at S = 1
@@ -45,7 +45,7 @@ def bumps(t):
 
 
 def response(signal, tau, step="exact", dt=1.0):
-    """Outputs (T, ...) of the cascade of time constants tau (n,) under signal (T, ...), by one of `STEPS`."""
+    """Outputs (T, ...) of a cascade of time constants tau (n,) to signal (T, ...).  step: see `RECURSIONS`."""
     if step == "exact":
         return integrate_cascade(signal, tau, dt)[0][..., -1]
     for decay in stage_decay(tau, dt, step):
@@ -68,10 +68,10 @@ def linear_rows():
     rows = []
     for (name, tau), function in ((n, f) for n in neurons.items() for f in (pieces, bumps)):
         truth = response(sampled(function, 1.0, 1 / FINE), tau, dt=1 / FINE)[FINE * PIECE - 1 :: FINE * PIECE]
-        here = {step: response(sampled(function, 1.0), tau, step)[PIECE - 1 :: PIECE] for step in STEPS}
+        here = {step: response(sampled(function, 1.0), tau, step)[PIECE - 1 :: PIECE] for step in RECURSIONS}
         for scale in SCALES:
             every = round(PIECE * scale)  # at S t for t = 4, 8, ... ms
-            for step in STEPS:
+            for step in RECURSIONS:
                 there = response(sampled(function, scale), scale * tau, step)[every - 1 :: every]
                 error, true = (errors(there, wanted)[0].item() for wanted in (here[step], truth))
                 rows.append(
@@ -162,7 +162,7 @@ def joint_rows(duration=40):
         for family, step in (("exact", "exact"), ("published", "euler")):
             responses = []
             for one, own_map, own_scale in ((field, eye, 1.0), (there, matrix, scale)):
-                kernels = kernels_of(family, one, ORDERS, size)
+                kernels = kernels_of(family, one, MEASURED_ORDERS, size)
                 own, speed = image.mapped(own_map), own_map @ velocity / own_scale
                 middles = torch.arange(round(duration * own_scale)) + 0.5
                 currents = torch.stack(
@@ -193,7 +193,7 @@ def galilean_rows(tau=10.0, lags=120, time=30.0):
         shifts = ages[:, None] * field_velocity
         whole = shifts.round()
         few = field._replace(covariance=field.covariance.expand(lags, 2, 2), directions=field.directions)
-        kernels = affine_kernels(few, ORDERS, size, offset=shifts - whole)
+        kernels = affine_kernels(few, MEASURED_ORDERS, size, offset=shifts - whole)
         points = places() + velocity * time
         return sum(
             weight * filtered(moving(image, slow + velocity, time - age), points - shift, kernel)
@@ -219,7 +219,7 @@ def speed_rows(slow=0.5, tau=20.0, frames=60):
 
     Shapes of 18 pixels in 64 x 64, rendered clean and without noise, through fields of 1.5 pixels."""
     field = field_from_axes(*torch.tensor([1.5, 1.5, 0.0], dtype=torch.float64))
-    kernels = kernels_of("exact", field, ORDERS, support_of(field))[:, None].float()
+    kernels = kernels_of("exact", field, MEASURED_ORDERS, support_of(field))[:, None].float()
     rows = []
     for shape in ("circle", "square", "triangle"):
         currents, where = zip(
@@ -256,8 +256,8 @@ def shape_currents(shape, velocity, frames, kernels):
 
 
 def by_order(**columns):
-    """A row for each of `ORDERS`, of columns (orders,)."""
+    """A row for each of `MEASURED_ORDERS`, of columns (orders,)."""
     return [
         {"order": "{}{}".format(*order), **{name: values[i].item() for name, values in columns.items()}}
-        for i, order in enumerate(ORDERS)
+        for i, order in enumerate(MEASURED_ORDERS)
     ]

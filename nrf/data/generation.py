@@ -40,7 +40,6 @@ FORMAT = 1  # of the random stream: the same number means that the same paramete
 AHEAD = 4  # recordings handed to each worker in advance
 ALONE_S = 1.0  # seconds that a command renders by itself before it thinks of starting processes,
 WORTH_S = 15.0  # and seconds that the rest must take by itself for them to be worth their start
-FAILURES = (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class Folder(NamedTuple):
@@ -163,7 +162,7 @@ def render_all(jobs: list[Job], backgrounds: list[Path], workers: int) -> None:
         for done, (folder, index) in enumerate(waiting, start=1):
             try:
                 render_one(folder, index, backgrounds)
-            except FAILURES as error:
+            except Exception as error:  # noqa: BLE001  as in a worker: any failure names its recording
                 raise RenderError(f"{folder.path / f'{index}.dat'}: {_reason(error)}") from error
             bar.update()
             spent = time.monotonic() - started

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from nrf.system.archive import UNREADABLE, ArchiveError, load_tensors, save_whole
+from nrf.system.archive import ArchiveError, load_tensors, save_whole
 from nrf.system.text import printable
 
 RENDER = "render recordings with data_generation.sh or nrf generate_data"
@@ -74,7 +74,7 @@ def read_with_places(path: str | Path) -> tuple[Recording, Tensor]:
     try:
         frames, labels = load_tensors(path, 2)
         problem = _problem(frames, labels)
-    except UNREADABLE as error:
+    except Exception as error:  # noqa: BLE001  a foreign pickle may hold anything
         reason = error if isinstance(error, ArchiveError) else type(error).__name__
         raise DataError(f"{path}: damaged or foreign ({reason}); {RENDER}") from error
     if problem:

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 METHODS = ("auto", "direct", "spectral")
-TILE = 25  # pixels: smaller tiles overlap more, larger ones have dearer transforms
+TILE = 25  # pixels: smaller tiles overlap more, larger ones have costlier transforms
 # tiles transformed at a time: few fit a cache, many share the transforms of the kernels; on a GPU each chunk
 # costs the start of some four hundred kernels
 CHUNK = {"cpu": 180, "cuda": 2880}
@@ -105,26 +105,26 @@ def correlate(frames, weight):
     taps = taps.view(rows.half, 2 * k, -1)
     frames = frames.permute(0, 2, 3, 1).contiguous()
     out = frames.new_empty(len(frames), H, W, n_out)
-    room = Room(frames)
+    workspace = Workspace(frames)
     chunk = frames_at_a_time(rows.count * columns.count, frames.device.type)
     for x, y in zip(frames.split(chunk), out.split(chunk), strict=True):
         tiles = columns.count * rows.count * len(x)  # columns first, then rows, then frames
-        spectra = room("spectra", 2, rows.half, tiles, columns.size, n_out)
-        product = room("product", 2, columns.circle, tiles, n_out)
-        for kh, band in enumerate(over_rows(x, rows, rows.inputs, room, "rows")):
-            re, im = over_columns(band, columns, columns.inputs, room, "columns")
-            kernels = room("kernels", 3 * columns.circle, n_in * n_out)
+        spectra = workspace("spectra", 2, rows.half, tiles, columns.size, n_out)
+        product = workspace("product", 2, columns.circle, tiles, n_out)
+        for kh, band in enumerate(over_rows(x, rows, rows.inputs, workspace, "rows")):
+            re, im = over_columns(band, columns, columns.inputs, workspace, "columns")
+            kernels = workspace("kernels", 3 * columns.circle, n_in * n_out)
             torch.mm(columns.kernel_columns, taps[kh], out=kernels)
             w_re, w_diff, w_sum = kernels.view(3, columns.circle, n_in, n_out)
             # (re + i im) (w_re + i w_im) in three real products
-            both = torch.add(re, im, out=room("both", columns.circle, tiles, n_in))
+            both = torch.add(re, im, out=workspace("both", columns.circle, tiles, n_in))
             torch.bmm(both, w_re, out=product[0])
             torch.baddbmm(product[0], re, w_diff, out=product[1])
             product[0].baddbmm_(im, w_sum, alpha=-1)
             for part in range(2):
                 inverse = columns.inverse[part].expand(tiles, -1, -1)
                 torch.bmm(inverse, product.flatten(0, 1).transpose(0, 1), out=spectra[part, kh])
-        from_rows(spectra.flatten(0, 1), rows, columns, y, room)
+        from_rows(spectra.flatten(0, 1), rows, columns, y, workspace)
     return out.permute(0, 3, 1, 2)
 
 
@@ -135,22 +135,22 @@ def correlate_frames(frames, grad, k):
     rows, columns = (Transform(n, k, frames.dtype, frames.device) for n in (H, W))
     taps = frames.new_zeros(rows.half, 2 * k, n_in * n_out)
     frames, grad = (a.permute(0, 2, 3, 1).contiguous() for a in (frames, grad))
-    room = Room(frames)
+    workspace = Workspace(frames)
     chunk = frames_at_a_time(rows.count * columns.count, frames.device.type)
     for x, y in zip(frames.split(chunk), grad.split(chunk), strict=True):
         tiles = columns.count * rows.count * len(x)
         bands = (
-            over_rows(x, rows, rows.inputs, room, "rows"),
-            over_rows(y, rows, rows.outputs, room, "rows of grad"),
+            over_rows(x, rows, rows.inputs, workspace, "rows"),
+            over_rows(y, rows, rows.outputs, workspace, "rows of grad"),
         )
-        product = room("product", 2, columns.circle, n_in, n_out)
+        product = workspace("product", 2, columns.circle, n_in, n_out)
         for kh, (x_band, y_band) in enumerate(zip(*bands, strict=True)):
-            re, im = over_columns(x_band, columns, columns.inputs, room, "columns")
-            y_re, y_im = over_columns(y_band, columns, columns.outputs, room, "columns of grad")
+            re, im = over_columns(x_band, columns, columns.inputs, workspace, "columns")
+            y_re, y_im = over_columns(y_band, columns, columns.outputs, workspace, "columns of grad")
             # (re + i im) (y_re - i y_im), summed over frames, in three real products
-            both = torch.add(re, im, out=room("both", columns.circle, tiles, n_in))
+            both = torch.add(re, im, out=workspace("both", columns.circle, tiles, n_in))
             torch.bmm(both.transpose(1, 2), y_re, out=product[0])
-            both = torch.add(y_re, y_im, out=room("both of grad", columns.circle, tiles, n_out))
+            both = torch.add(y_re, y_im, out=workspace("both of grad", columns.circle, tiles, n_out))
             torch.baddbmm(product[0], re.transpose(1, 2), both, alpha=-1, out=product[1])
             both = torch.sub(y_re, y_im, out=both)
             product[0].baddbmm_(im.transpose(1, 2), both, alpha=-1)
@@ -159,7 +159,7 @@ def correlate_frames(frames, grad, k):
     return weight.view(k, k, n_in, n_out).permute(3, 2, 0, 1)
 
 
-class Room:
+class Workspace:
     """Working memory by name, taken again as long as the shape stays: fresh memory costs as much as a
     product."""
 
@@ -172,20 +172,20 @@ class Room:
         return self.taken[name]
 
 
-def over_rows(x, rows, spans, room, name):
+def over_rows(x, rows, spans, workspace, name):
     """The half spectra along H of the tiles of frames (F, H, W, C): per frequency (tiles F, 2, W, C), real
     parts first."""
     n, _, W, C = x.shape
-    out = room(name, len(spans), n, 2 * rows.half, W * C)
+    out = workspace(name, len(spans), n, 2 * rows.half, W * C)
     for (field, tile), part in zip(spans, out, strict=True):
         torch.bmm(rows.forward_real[:, tile].expand(n, -1, -1), x[:, field].flatten(2), out=part)
     return out.view(-1, rows.half, 2, W, C).unbind(1)
 
 
-def over_columns(band, columns, spans, room, name):
+def over_columns(band, columns, spans, workspace, name):
     """The spectra along W of the tiles of (n, 2, W, C): real and imaginary parts, each (Nw, tiles n, C)."""
     n, _, _, C = band.shape
-    out = room(name, len(spans), n, 2 * columns.circle, C)
+    out = workspace(name, len(spans), n, 2 * columns.circle, C)
     for (field, tile), part in zip(spans, out, strict=True):
         re, im = columns.forward[:, :, tile].unbind()
         torch.bmm(re.expand(n, -1, -1), band[:, 0, field], out=part)
@@ -193,7 +193,7 @@ def over_columns(band, columns, spans, room, name):
     return out.view(-1, 2, columns.circle, C).permute(1, 2, 0, 3)
 
 
-def from_rows(spectra, rows, columns, y, room):
+def from_rows(spectra, rows, columns, y, workspace):
     """Writes frames y (F, H, W, N) from spectra (2 Kh, tiles F, w, N)."""
     n = len(y)
     spectra = spectra.unflatten(1, (columns.count, rows.count, n))
@@ -205,7 +205,9 @@ def from_rows(spectra, rows, columns, y, room):
             if part.is_contiguous():
                 torch.bmm(inverse, source, out=part.flatten(2))
             else:
-                pixels = torch.bmm(inverse, source, out=room("pixels", n, part.shape[1], source.shape[-1]))
+                pixels = torch.bmm(
+                    inverse, source, out=workspace("pixels", n, part.shape[1], source.shape[-1])
+                )
                 part.copy_(pixels.view(part.shape))
 
 

@@ -9,7 +9,7 @@ import torch
 from nrf.fast import native
 
 WORD = 32  # bits, one per step
-LEAST = 2**15  # cells for a thread of its own, as torch has it
+CELLS_PER_THREAD = 2**15  # cells for a thread of its own, as torch has it
 
 
 def integrate(current, decay, v0):
@@ -51,7 +51,7 @@ def _room(steps, v0, groups):
 
 def _threads(cells):
     """How many threads share so many cells of all steps: beside other programs they wait for each other."""
-    return max(1, min(torch.get_num_threads(), cells // LEAST))
+    return max(1, min(torch.get_num_threads(), cells // CELLS_PER_THREAD))
 
 
 def _scan(name, current, decay, v0, inputs, *others):

@@ -86,7 +86,7 @@ def fire_backward(grad_spikes, grad_last, kept, decay, v0, v_th, alpha, groups):
 
 
 def _gradients(steps, v0, groups):
-    """Room for the gradients at the current, at the decay as sum_t g[t] (v[t] - v[t-1]), and at v0; and the
+    """Buffers for the gradients: of the current, of the decay as sum_t g[t] (v[t] - v[t-1]), of v0; and the
     function that adds step t to a block of the first two."""
     T, _, n = steps.shape
     alone = groups == len(v0)  # else K gradients add up in one current's

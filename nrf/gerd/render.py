@@ -89,7 +89,7 @@ class RenderParameters:
             )
 
 
-class Recording(NamedTuple):
+class Rendered(NamedTuple):
     """events (n, 4) int32, sorted and unique: frame, polarity (0 leaves, 1 arrives), x (axis -2), y (axis
     -1); labels (T, N, 2) float32 pixels, where each shape is; shape (T, 2, H, W)."""
 
@@ -141,7 +141,7 @@ def _recording(p, cells, labels):
     linear = np.sort(np.concatenate(cells), kind="stable")  # runs already sorted
     linear = linear[np.append(True, linear[1:] != linear[:-1])] if len(linear) else linear
     events = np.stack(np.unravel_index(linear, shape), 1).astype(np.int32)
-    return Recording(events, np.stack(labels, 1), shape)
+    return Rendered(events, np.stack(labels, 1), shape)
 
 
 def _render_shape(p, kind, stream):

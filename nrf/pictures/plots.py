@@ -20,7 +20,7 @@ GOLDEN_RATIO = 1.618  # kernels per row over kernels per column, about
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: for all
 ORANGE, BLUE = (230, 159, 0), (86, 180, 233)  # kinds of colour vision, as are these two
 BLACK, GREY, WHITE, FRAME = (0, 0, 0), (110, 110, 110), (255, 255, 255), (215, 215, 215)
-ORDERS = {(0, 0): "g", (1, 0): "∂u g", (0, 1): "∂v g", (1, 1): "∂u∂v g"}  # u along a field, v across
+ORDER_SYMBOLS = {(0, 0): "g", (1, 0): "∂u g", (0, 1): "∂v g", (1, 1): "∂u∂v g"}  # u along a field, v across
 MARGIN = 10  # pixels around a drawing
 
 
@@ -87,7 +87,7 @@ def bank_picture(kernels, rows):
         x = left + orders.index(tuple(order)) * block + variances.index(variance) * step_x
         canvas.paste(Image.fromarray(tile), (x, top + lines.index((ratio, angle)) * step_y))
     for i, order in enumerate(orders):
-        x, name = left + i * block, ORDERS.get(order, "∂u^{:g} ∂v^{:g} g".format(*order))
+        x, name = left + i * block, ORDER_SYMBOLS.get(order, "∂u^{:g} ∂v^{:g} g".format(*order))
         draw.text((x + (block - block_gap - gap) / 2, 22), name, BLACK, font(18), "mm")
         for j, variance in enumerate(variances):
             draw.text((x + j * step_x + w * zoom / 2, top - 14), f"{variance:.3g}", BLACK, font(14), "mm")

@@ -52,7 +52,7 @@ table{border-collapse:collapse;font-size:13px}img{max-width:100%}h1,h2{font-weig
 td,th{border-bottom:1px solid #ddd;padding:.25rem .6rem;text-align:left}"""
 
 
-class Run(NamedTuple):
+class LoggedRun(NamedTuple):
     name: str  # its folder under the logs
     settings: dict  # fields of Config; empty of another program's
     data: str  # name of the folder of recordings, "" if unknown
@@ -81,13 +81,13 @@ def find_runs(logs):
 
 
 def read_run(folder, logs, now=None):
-    """The Run in a folder of TensorBoard files. Where a part was logged twice, the later one counts."""
+    """The LoggedRun in a folder of TensorBoard files. Where a part was logged twice, the later one counts."""
     scalars, seconds = read_scalars(folder, ("epoch", ERROR))
     epochs, errors = scalars.values()
     steps = sorted(errors)
     settings, record = _settings(folder), _record(folder)
     data = Path(record["data"]).name if record else _data_of(folder)
-    return Run(
+    return LoggedRun(
         str(folder.relative_to(logs)) if folder != Path(logs) else folder.name,
         settings,
         data,
@@ -220,7 +220,7 @@ def table(runs):
 
 
 def groups_of(runs):
-    """{data: {(network, initialisation): [Run, ...]}} of the runs that have errors, in the paper's order."""
+    """{data: {(network, initialisation): [LoggedRun, ...]}} of runs with errors, in the paper's order."""
     groups = defaultdict(lambda: defaultdict(list))
     for run in sorted(runs, key=lambda run: (run.data, (*NETWORKS, run.group[0]).index(run.group[0]))):
         if run.best_px is not None:

@@ -21,7 +21,7 @@ DERIVATIVES = ((0, 0), (1, 0), (0, 1), (1, 1))  # orders along and across the di
 DOMAIN = 6.0  # a kernel of any size covers [-6, 6]^2: sigma shrinks in taps from layer to layer (FIDELITY 2)
 FAMILIES = ("published", "norse-1.1.0", "exact")
 SMALLEST_SIGMA = 0.4  # pixels, of the short axis of an exact field of variance 1
-DEVIATIONS = 6  # size of a kernel over the long axis's deviation of an exact field of variance 8
+KERNEL_DEVIATIONS = 6  # size of a kernel over the long axis's deviation of an exact field of variance 8
 SIGMA_RANGE = 0.3, 0.2  # pixels, and parts of the kernel's size, that no deviation of an exact field leaves
 MIXING_GAIN = (
     2.0  # norm of the weights over the inputs of an exact field: about what rectification takes away
@@ -101,10 +101,10 @@ def exact_axes(rows: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
     The published deviations would be 1.5 pixels and less too large for the kernel, or too small for the grid.
     These keep the ratio and go, in equal steps of log variance, from a short axis of `SMALLEST_SIGMA` at
-    variance 1 to a long axis of size / `DEVIATIONS` at variance 8, where both meet in between if that is no
-    room."""
+    variance 1 to a long axis of size / `KERNEL_DEVIATIONS` at variance 8; where that leaves no space, both
+    meet in between."""
     variance, _, ratio, *_ = rows.double().unbind(-1)
-    low, high = torch.log(SMALLEST_SIGMA * ratio), torch.log(size / DEVIATIONS / ratio)
+    low, high = torch.log(SMALLEST_SIGMA * ratio), torch.log(size / KERNEL_DEVIATIONS / ratio)
     middle = (low + high) / 2
     low, high = torch.minimum(low, middle), torch.maximum(high, middle)
     sigma = torch.exp(low + (high - low) * (torch.log2(variance) / 3).clamp(0, 1))

@@ -13,9 +13,9 @@ from nrf.config import Config
 from nrf.covariance import report as covariance
 from nrf.covariance.families import kernel_rows, nearest_members, sample, time_rows
 from nrf.covariance.space import (
-    FAMILIES,
     FIELDS,
-    ORDERS,
+    MEASURED_FAMILIES,
+    MEASURED_ORDERS,
     Shape,
     blobs,
     compare,
@@ -82,9 +82,9 @@ def test_the_true_response_is_the_fine_sum():
     """A quarter pixel apart, where sampled kernels are exact."""
     image, field = blobs(), field_of(1.5, 1.0, 0.5)
     finer = field_of(6.0, 4.0, 0.5)  # the same in quarter pixels
-    kernels = affine_kernels(finer, ORDERS, 61, "sampled")
+    kernels = affine_kernels(finer, MEASURED_ORDERS, 61, "sampled")
     fine = filtered(lambda p: image(p / 4), 4 * points(20), kernels)
-    torch.testing.assert_close(fine, image.response(points(20), field, ORDERS), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(fine, image.response(points(20), field, MEASURED_ORDERS), rtol=1e-5, atol=1e-7)
 
 
 def test_maps_are_those_announced():
@@ -111,7 +111,7 @@ def test_published_kernels_of_mapped_rows_are_the_published_bank():
     unit = 8 / 12  # pixels of a unit, at size 9
     sigma = 2.0**0.5 * unit
     field = field_of(sigma * 1.5**0.5, sigma / 1.5**0.5, 0.4)
-    for family in FAMILIES[1:]:
+    for family in MEASURED_FAMILIES[1:]:
         for wanted, one in ((rows, field), (turned, mapped(field, 2 * rotation(0.7)))):
             kernels = kernels_of(family, one, DERIVATIVES, 9)
             torch.testing.assert_close(
@@ -145,7 +145,7 @@ def test_exact_fields_are_covariant_and_published_ones_are_not(field, matrix):
 def test_a_family_that_forgets_the_map_is_found_out():
     """The measure itself: with the kernel of Sigma on both sides the error is large."""
     image, field, matrix = blobs(), field_of(1.5, 1.0, 0.5), 2 * EYE
-    kernels = kernels_of("exact", field, ORDERS, support_of(field))
+    kernels = kernels_of("exact", field, MEASURED_ORDERS, support_of(field))
     here = filtered(image, points(), kernels)
     over = filtered(image.mapped(matrix), points() @ matrix.T, kernels)
     assert errors(over, here)[0][1:].min() > 0.2
@@ -192,7 +192,7 @@ def test_spikes_by_hand():
 def test_space_and_time_together():
     rows = [row for row in joint_rows(duration=16)]
     exact = [row["error"] for row in rows if row["family"] == "exact"]
-    assert len(exact) == 4 * len(ORDERS) and max(exact) < 0.02
+    assert len(exact) == 4 * len(MEASURED_ORDERS) and max(exact) < 0.02
     assert all(r["error"] > 0.02 for r in rows if r["family"] == "published" and r["order"] != "00")
 
 
@@ -205,7 +205,7 @@ def test_fields_that_move_along_see_the_still_image():
 def test_shapes_at_two_speeds():
     rows = speed_rows(frames=30)
     smooth = [row["error"] for row in rows if row["order"] == "00"]
-    assert len(rows) == 3 * 2 * len(ORDERS) and 0 < max(smooth) < 0.3
+    assert len(rows) == 3 * 2 * len(MEASURED_ORDERS) and 0 < max(smooth) < 0.3
 
 
 # --- trained networks ---
@@ -317,7 +317,7 @@ def test_the_command_writes_tables_and_pictures(quick, tmp_path, capsys):
     parts = {"space", "shapes", "discretisations", "time", "firing", "joint", "motion", "speed"}
     assert {row["part"] for row in rows} == parts | {"kernels", "time constants"}
     space = [row for row in rows if row["part"] == "space"]
-    assert len(space) == 3 * 4 * len(FAMILIES) * len(ORDERS)
+    assert len(space) == 3 * 4 * len(MEASURED_FAMILIES) * len(MEASURED_ORDERS)
     assert all(math.isfinite(float(row["error"])) for row in space)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     pictures = {"diagram.png", "space.png", "time.png", "discretisations.png"}
