@@ -45,7 +45,7 @@ def bumps(t):
 
 
 def response(signal, tau, step="exact", dt=1.0):
-    """Outputs (T, ...) of a cascade of time constants tau (n,) to signal (T, ...).  step: see `RECURSIONS`."""
+    """Outputs (T, ...) of a cascade of time constants tau (n,) to signal (T, ...).  step: of `RECURSIONS`."""
     if step == "exact":
         return integrate_cascade(signal, tau, dt)[0][..., -1]
     for decay in stage_decay(tau, dt, step):
