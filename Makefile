@@ -22,7 +22,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 slurm-test: .venv/development.stamp
-	SLURM_TEST=1 $(BIN)/python -m pytest -s tests/test_slurm.py
+	SLURM_TEST=1 $(BIN)/python -m pytest -s tests/commands/test_slurm.py
 
 mutants: .venv/development.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants
