@@ -241,47 +241,53 @@ class Transform:
     def __init__(self, pixels, k, dtype, device):
         self.count, self.size, inside, before, self.circle = layout(pixels, k)
         self.half = self.circle // 2 + 1
-        n, size = self.circle, self.size
-        tops = [i * size for i in range(self.count)]
+        tops = [i * self.size for i in range(self.count)]
         self.inputs = [spans(top - before, inside, pixels) for top in tops]
-        self.outputs = [spans(top, size, pixels) for top in tops]
-        f, half, x, tap = (torch.arange(count) for count in (n, self.half, inside, k))
-        tap = tap - k // 2 + before
+        self.outputs = [spans(top, self.size, pixels) for top in tops]
+        self.cast = functools.partial(torch.Tensor.to, device=device, dtype=dtype)
+        self._of_fields(torch.arange(inside))
+        self._of_kernels(torch.arange(k) - k // 2 + before)
 
-        def wave(a, b):
-            """cos and sin (len(a), len(b)) of 2 pi a b / n."""
-            phase = 2 * math.pi / n * (a[:, None] * b % n).double()
-            return torch.cos(phase), torch.sin(phase)
+    def _wave(self, a, b):
+        """cos and sin (len(a), len(b)) of 2 pi a b / circle."""
+        phase = 2 * math.pi / self.circle * (a[:, None] * b % self.circle).double()
+        return torch.cos(phase), torch.sin(phase)
 
-        def cast(matrix):
-            return matrix.to(device, dtype)
-
-        # x -> X = sum x exp(-2 pi i f x / n), complex x, and real x with half of the frequencies
-        cos, sin = wave(f, x)
-        self.forward = cast(torch.stack([torch.cat([cos, -sin]), torch.cat([sin, cos])]))  # of re, of im
-        cos, sin = wave(half, x)
-        self.forward_real = cast(torch.stack([cos, -sin], 1).flatten(0, 1))
-        # X -> x = 1/n sum X exp(+...), to the two parts of x, and to a real x
-        x = x[:size]
-        cos, sin = wave(x, f)
-        self.inverse = cast(torch.stack([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)]) / n)
-        cos, sin = wave(x, half)
+    def _frequencies(self):
+        """All, half of them, and how often each of the half counts for a real result."""
         twice = torch.full((self.half,), 2.0).double()
-        if n % 2 == 0:
+        if self.circle % 2 == 0:
             twice[-1] = 1
         twice[0] = 1  # the last one, too, of a circle of one point
-        self.inverse_real = cast(torch.cat([cos * twice, -sin * twice], 1) / n)
-        # kernels: w -> W = sum w exp(+...); along columns as W_re, W_im - W_re, W_re + W_im
-        cos, sin = wave(half, tap)
-        self.kernel_rows = cast(torch.stack([cos, sin], 1).flatten(0, 1))
-        cos, sin = wave(f, tap)
+        return torch.arange(self.circle), torch.arange(self.half), twice
+
+    def _of_fields(self, x):
+        (f, half, twice), n = self._frequencies(), self.circle
+        # x -> X = sum x exp(-2 pi i f x / n), complex x, and real x with half of the frequencies
+        cos, sin = self._wave(f, x)
+        self.forward = self.cast(torch.stack([torch.cat([cos, -sin]), torch.cat([sin, cos])]))  # of re, of im
+        cos, sin = self._wave(half, x)
+        self.forward_real = self.cast(torch.stack([cos, -sin], 1).flatten(0, 1))
+        # X -> x = 1/n sum X exp(+...), to the two parts of x, and to a real x
+        x = x[: self.size]
+        cos, sin = self._wave(x, f)
+        self.inverse = self.cast(torch.stack([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)]) / n)
+        cos, sin = self._wave(x, half)
+        self.inverse_real = self.cast(torch.cat([cos * twice, -sin * twice], 1) / n)
+
+    def _of_kernels(self, tap):
+        (f, half, twice), n = self._frequencies(), self.circle
+        # w -> W = sum w exp(+...); along columns as W_re, W_im - W_re, W_re + W_im
+        cos, sin = self._wave(half, tap)
+        self.kernel_rows = self.cast(torch.stack([cos, sin], 1).flatten(0, 1))
+        cos, sin = self._wave(f, tap)
         re, im = torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)
-        self.kernel_columns = cast(torch.cat([re, im - re, re + im]))
+        self.kernel_columns = self.cast(torch.cat([re, im - re, re + im]))
         # and back: products at the lags of the taps
-        cos, sin = wave(tap, f)
-        self.taps = cast(torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)]) / n)
-        cos, sin = wave(tap, half)
-        self.taps_real = cast(torch.stack([cos * twice, -sin * twice], -1).flatten(1) / n)
+        cos, sin = self._wave(tap, f)
+        self.taps = self.cast(torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)]) / n)
+        cos, sin = self._wave(tap, half)
+        self.taps_real = self.cast(torch.stack([cos * twice, -sin * twice], -1).flatten(1) / n)
 
 
 def spans(start, length, pixels):
