@@ -82,6 +82,6 @@ def ship_best(folder, size, outcomes, command):
         training.append(f"{lines[network, fields]} --seed={best.seed}")
     if rows:
         number, flags = size.recordings[data_set]
-        text = shipped.card(rows, f"{number} DATA {flags} --seed 0", training, command, size.reduced)
+        text = shipped.card(rows, f"{number} DATA {flags} --seed {reproduction.DATA_SEED}", training, command, size.reduced)
         with whole_file(Path(folder) / "README.md") as partial:
             partial.write_text(text)
