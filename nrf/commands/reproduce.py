@@ -31,6 +31,7 @@ from nrf.system.sweep import FINISHED, cores, gpus
 from nrf.training.checkpoints import pick_device
 from nrf.training.persistence import TrainingError
 
+NRF = ("python3", "-m", "nrf")
 SEED = ("--seed", str(DATA_SEED))
 SECONDS = ((86_400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
@@ -125,19 +126,7 @@ def commands(size, sweeps, n_seeds):
         number, flags = size.recordings[name]
         n = len(size.lines()) * n_seeds
         lines += [
-            shlex.join(
-                [
-                    "python3",
-                    "-m",
-                    "nrf",
-                    "generate_data",
-                    str(number),
-                    words[1],
-                    *flags.split(),
-                    "--seed",
-                    "0",
-                ]
-            ),
+            shlex.join([*NRF, "generate_data", str(number), words[1], *flags.split(), *SEED]),
             shlex.join(["sbatch", f"--array=1-{n}", "--gres=gpu:1", "--time=24:00:00", "sweep.sh", *words]),
         ]
     return lines

@@ -82,6 +82,7 @@ def ship_best(folder, size, outcomes, command):
         training.append(f"{lines[network, fields]} --seed={best.seed}")
     if rows:
         number, flags = size.recordings[data_set]
-        text = shipped.card(rows, f"{number} DATA {flags} --seed {reproduction.DATA_SEED}", training, command, size.reduced)
+        rendering = f"{number} DATA {flags} --seed {reproduction.DATA_SEED}"
+        text = shipped.card(rows, rendering, training, command, size.reduced)
         with whole_file(Path(folder) / "README.md") as partial:
             partial.write_text(text)
