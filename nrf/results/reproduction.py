@@ -59,15 +59,15 @@ SIZES = {
     "small": Size(
         recordings={
             "spatial": (60, f"{SMALL_FIELD} --scales 6 8 11 15 --velocities 0.03"),
-            "temporal": (60, f"{SMALL_FIELD} --scales random --velocities 0.02 0.04 0.08 0.16"),
+            "temporal": (15, f"{SMALL_FIELD} --scales 6 8 11 15 --velocities 0.02 0.03 0.05 0.07"),
         },
         training="--n_spatial_scales=4 --n_temporal_scales=4 --n_angles=1 --n_ratios=1 --dropout=0 "
         "--timesteps=32 --lr=0.01 --lr_decay=0.93 --limit_train_batches=20 --max_epochs=10 --num_workers=0 "
         "--accelerator=cpu --num_sanity_val_steps=0 --enable_model_summary=false",
         batch_sizes=dict.fromkeys(NEURONS, 8),
         reduced="One circle instead of three shapes, in 32 x 32 pixels instead of 300 x 300; 240 recordings "
-        "instead of 2,000 and 8,000; 16 receptive fields instead of 144; windows of 32 + 32 ms instead of "
-        "40 + 40; 200 training steps of 8 recordings.",
+        "instead of 2,000 and 8,000, with four sizes where the paper draws any; 16 receptive fields instead of "
+        "144; windows of 32 + 32 ms instead of 40 + 40; 200 training steps of 8 recordings.",
     ),
     "tiny": Size(  # for tests
         recordings={
