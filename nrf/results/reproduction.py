@@ -66,8 +66,8 @@ SIZES = {
         "--accelerator=cpu --num_sanity_val_steps=0 --enable_model_summary=false",
         batch_sizes=dict.fromkeys(NEURONS, 8),
         reduced="One circle instead of three shapes, in 32 x 32 pixels instead of 300 x 300; 240 recordings "
-        "instead of 2,000 and 8,000, with four sizes where the paper draws any; 16 receptive fields instead of "
-        "144; windows of 32 + 32 ms instead of 40 + 40; 200 training steps of 8 recordings.",
+        "instead of 2,000 and 8,000, with four sizes where the paper draws any; 16 receptive fields instead "
+        "of 144; windows of 32 + 32 ms instead of 40 + 40; 200 training steps of 8 recordings.",
     ),
     "tiny": Size(  # for tests
         recordings={
