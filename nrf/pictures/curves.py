@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from nrf.pictures.plots import CYCLE
 
@@ -28,9 +28,7 @@ def curve_grid(panels, path, xlabel="training steps", ylabel="error in pixels"):
         for axes, column in zip(line, columns, strict=True):
             for name, pairs in cells.get(column, {}).items():
                 _curves(axes, pairs, CYCLE[names.index(name) % len(CYCLE)])
-            axes.set(yscale="log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter() if line is not grid[0] else "{x:g}")
+            axes.set_ylim(bottom=0)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.grid(color="0.92")
             axes.spines[["top", "right"]].set_visible(False)

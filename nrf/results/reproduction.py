@@ -108,6 +108,11 @@ class Outcome(NamedTuple):
             result.errors["all", "all"].quantile(0.5) for result in self.results.get((network, start), [])
         ]
 
+    def idle(self, network, start):
+        """How many runs never learned: their error on recordings not trained on stayed within 1 %."""
+        curves = [errors for _, errors in self.curves.get((network, start), [])]
+        return sum(max(errors) - min(errors) < 0.01 * max(errors) for errors in curves)
+
 
 def start_name(settings):
     """published, exact or uniform."""
@@ -139,18 +144,15 @@ def read(data_root, folders, out, device="cpu"):
 
 
 def better_fields(outcomes):
-    """The receptive fields, published or exact, with the smaller median error in more of the networks and
-    data sets;
-    None if either was not run."""
-    pairs = [
-        [outcome.median(network, start) for start in FIELDS]
-        for outcome in outcomes.values()
-        for network in ORDER
-    ]
-    if not pairs or any(None in pair for pair in pairs):
-        return None
-    exact_wins = sum(exact < published for published, exact in pairs)
-    return "exact" if 2 * exact_wins > len(pairs) else "published"
+    """The receptive fields, published or exact, whose median errors have the smaller geometric mean over all
+    networks and data sets; None if either was not run."""
+    means = {}
+    for start in FIELDS:
+        medians = [outcome.median(network, start) for outcome in outcomes.values() for network in ORDER]
+        if None in medians:
+            return None
+        means[start] = statistics.geometric_mean(medians)
+    return min(means, key=means.get)
 
 
 def verdicts(outcomes):
@@ -181,22 +183,34 @@ def table(outcomes, marks):
     rows = []
     for data_set, outcome in outcomes.items():
         for network in NETWORKS:
-            cells = [spread_cell(outcome.medians(network, start)) for start in STARTS]
+            cells = [
+                spread_cell(outcome.medians(network, start), outcome.idle(network, start)) for start in STARTS
+            ]
             rows.append([data_set, network, *cells])
             if marks:
                 rows[-1] += PUBLISHED_PX[data_set][network].values()
-        for baseline in outcome.baselines[:2]:
-            rows.append([data_set, baseline.network, baseline.errors["all", "all"].quantile(0.5)])
-            rows[-1] += [None] * (len(header) - 3)
     return header, rows
 
 
-def spread_cell(values):
-    """Median and range of some numbers, as a table's cell; None for none."""
+def spread_cell(values, idle=0):
+    """Median and range of some numbers, as a table's cell, and how many runs never learned; None for none."""
     if not values:
         return None
     low, high = min(values), max(values)
-    return f"{statistics.median(values):.2f}" + (f" ({low:.2f} to {high:.2f})" if len(values) > 1 else "")
+    spread = f" ({low:.2f} to {high:.2f})" if len(values) > 1 else ""
+    return f"{statistics.median(values):.2f}{spread}" + (f", {idle} idle" if idle else "")
+
+
+def baselines(outcomes):
+    """What no network is needed for, in a sentence for each data set."""
+    return [
+        f"{data_set}: "
+        + ", ".join(
+            f"{b.network.split(',')[0]} {b.errors['all', 'all'].quantile(0.5):.2f}"
+            for b in outcome.baselines[:2]
+        )
+        for data_set, outcome in outcomes.items()
+    ]
 
 
 def boxes(outcome, data_set, marks):
@@ -209,4 +223,5 @@ def boxes(outcome, data_set, marks):
                 errors = pooled(group, ("all", "all")).summary() | {"points": outcome.medians(network, start)}
                 paper = PUBLISHED_PX[data_set][network].get({"published": "rf"}.get(start, start))
                 drawn.append((network, start, errors, paper if marks else None))
-    return drawn + [(b.network, None, b.errors["all", "all"].summary(), None) for b in outcome.baselines[:1]]
+    centre = outcome.baselines[:1]
+    return drawn + [(b.network.split(",")[0], None, b.errors["all", "all"].summary(), None) for b in centre]

@@ -18,7 +18,7 @@ CAPTION = (
 )
 TABLE = (
     "Error in pixels: the median over seeds of each run's median over windows, and in brackets the range "
-    "over seeds."
+    "over seeds; idle: runs that never left the error of guessing the centre, their outputs all zero."
 )
 VERDICTS = ("data", "claim of the paper", "held", "pixels")
 
@@ -34,7 +34,7 @@ def write(out, size, outcomes, command):
         error_boxes({name: reproduction.boxes(o, name, marks) for name, o in outcomes.items()}, partial)
     with whole_file(pictures["Learning curves"]) as partial:
         curve_grid({name: curve_panels(o) for name, o in outcomes.items()}, partial)
-    notes = [size.reduced or "The paper's full size.", TABLE, CAPTION]
+    notes = [size.reduced or "The paper's full size.", TABLE, *reproduction.baselines(outcomes), CAPTION]
     table, verdicts = reproduction.table(outcomes, marks), verdict_rows(outcomes)
     parts = [f"`{command}`", *notes, markdown_table(*table), markdown_table(VERDICTS, verdicts)]
     with whole_file(out / "reproduction.md") as partial:
