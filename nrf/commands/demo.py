@@ -21,7 +21,8 @@ from nrf.data.recordings import read_recording
 from nrf.pictures.films import Panel, film
 from nrf.pictures.plots import kernel_bank, learning_curves
 from nrf.results import evaluate
-from nrf.results.report import ERROR, read_scalars
+from nrf.results.logs import read_scalars
+from nrf.results.report import ERROR
 from nrf.results.reproduction import SIZES, SMALL_FIELD
 from nrf.results.tables import tables
 from nrf.results.track import delayed_labels, follow, frames_of
@@ -48,7 +49,7 @@ FPS = 12
 def train(words, data_root, logs, seed):
     """Train with these flags; returns the best checkpoint's path, and (epochs, errors in pixels)."""
     trainer = train_run(learn_shapes.parse([str(data_root), str(logs), *words.split(), "--seed", str(seed)]))
-    errors = read_scalars(Path(trainer.logger.log_dir), (ERROR,))[0][ERROR]
+    errors = read_scalars(Path(trainer.logger.log_dir), (ERROR,))[ERROR]
     errors_px = [errors[step] for step in sorted(errors)]
     return trainer.checkpoint_callback.best_model_path, (range(1, len(errors_px) + 1), errors_px)
 

@@ -16,23 +16,13 @@ from nrf.config import TABLES, Config
 from nrf.data.cameras import FITS
 from nrf.data.event_files import UNITS_US
 from nrf.data.recordings import DataError
+from nrf.system.plain import plain_yaml
 from nrf.system.text import one_line, printable
 from nrf.training.module import ShapesModel  # noqa: F401, its tables are the settings' choices
 from nrf.training.persistence import TrainingError
 
-
-def load_plain_yaml(text):
-    """YAML without anchors, a few lines of which can stand for more values than any memory holds."""
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise yaml.YAMLError("anchors and aliases; expected plain values")
-        return LOAD_YAML(text)
-    except RecursionError:
-        raise yaml.YAMLError("brackets in brackets without end; expected plain values") from None
-
-
 LOAD_YAML = jsonargparse.get_loader("yaml")
-jsonargparse.set_loader("yaml", load_plain_yaml, exceptions=(yaml.YAMLError,))
+jsonargparse.set_loader("yaml", lambda text: plain_yaml(text, LOAD_YAML), exceptions=(yaml.YAMLError,))
 
 
 def zero_or_one(text):
@@ -67,7 +57,9 @@ class CommandLine(jsonargparse.ArgumentParser):
     line (what, and what was expected) with exit code 2."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **{"formatter_class": Help, "version": __version__} | kwargs)
+        named = bool(args)  # else one for a class's arguments, which may have a version of their own
+        version = {"version": __version__} if named else {}
+        super().__init__(*args, **{"formatter_class": Help} | version | kwargs)
         shtab.add_argument_to(self, help="print what completes this command's flags in a shell")
         self._option_string_actions["--print-completion"].default = argparse.SUPPRESS  # no flag of a run
 

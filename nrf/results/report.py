@@ -18,19 +18,16 @@ import json
 import os
 import platform
 import statistics
-import struct
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from google.protobuf.message import DecodeError
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.util.tensor_util import make_ndarray
 
 from nrf.config import result_affecting
 from nrf.pictures.plots import error_boxes, learning_curves
+from nrf.results.logs import EVENT_FILES, read_logs
 from nrf.results.tables import (
     NETWORKS,
     PUBLISHED_PX,
@@ -41,10 +38,14 @@ from nrf.results.tables import (
 )
 from nrf.system.files import whole_file
 from nrf.system.markdown import cell, html_table
+from nrf.system.plain import plain_yaml
+from nrf.system.text import printable
 from nrf.training.board import RECORD
 
 SILENT_S = 1800.0  # a run elsewhere that wrote nothing for so long has crashed
 ERROR = "val/error_px"
+NAME_LENGTH = 100  # of the data's name, at most, which is part of a file's name
+STATES = ("running", "finished", "stopped", "failed")  # in run.json
 OVER = ("finished", "over")  # states of runs that the boxes are of
 GROUP = ("net", "init_scheme_spatial", "init_scheme_temporal", "stack_frames")  # shown by a run's group
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -68,13 +69,14 @@ class LoggedRun(NamedTuple):
     @property
     def group(self):
         """(network, initialisation) as in the paper; of other programs' runs the name and nothing."""
-        known = all(name in self.settings for name in GROUP)
+        *names, frames = (self.settings.get(name) for name in GROUP)
+        known = all(isinstance(name, str) for name in names) and isinstance(frames, int)
         return (network_name(self.settings), initialisation_name(self.settings)) if known else (self.name, "")
 
 
 def find_runs(logs):
     """Folders under `logs` that hold TensorBoard's files. FileNotFoundError where there is none."""
-    folders = sorted({path.parent for path in Path(logs).rglob("events.out.tfevents.*")})
+    folders = sorted({path.parent for path in Path(logs).rglob(EVENT_FILES)})
     if not folders:
         raise FileNotFoundError(f"{logs}: no TensorBoard files under it; expected a folder of logs")
     return folders
@@ -82,75 +84,50 @@ def find_runs(logs):
 
 def read_run(folder, logs, now=None):
     """The LoggedRun in a folder of TensorBoard files. Where a part was logged twice, the later one counts."""
-    scalars, seconds = read_scalars(folder, ("epoch", ERROR))
+    scalars, seconds, is_whole = read_logs(folder, ("epoch", ERROR))
     epochs, errors = scalars.values()
     steps = sorted(errors)
     settings, record = _settings(folder), _record(folder)
     data = Path(record["data"]).name if record else _data_of(folder)
+    state = state_of(folder, record, now)
     return LoggedRun(
-        str(folder.relative_to(logs)) if folder != Path(logs) else folder.name,
+        printable(folder.relative_to(logs) if folder != Path(logs) else folder.name),
         settings,
-        data,
-        state_of(folder, record, now),
+        printable(data)[:NAME_LENGTH],
+        state if is_whole or state not in OVER else "damaged",
         [int(epochs[step]) + 1 if step in epochs else i for i, step in enumerate(steps, start=1)],
         [errors[step] for step in steps],
         seconds,
     )
 
 
-def read_scalars(folder, tags):
-    """{tag: {step: value}} of TensorBoard's files in a folder, and the seconds between the first and the last
-    entry of each, summed: pauses do not count."""
-    scalars, seconds = {tag: {} for tag in tags}, 0.0
-    for path in sorted(folder.glob("events.out.tfevents.*")):
-        times = []
-        for entry in entries(path):
-            if entry.session_log.status == SessionLog.START:  # resumed from here: what follows is discarded
-                scalars = {
-                    tag: {step: value for step, value in values.items() if step < entry.step}
-                    for tag, values in scalars.items()
-                }
-            for value in entry.summary.value:
-                if value.tag in scalars:
-                    plain = value.HasField("simple_value")
-                    scalar = value.simple_value if plain else make_ndarray(value.tensor).item()
-                    scalars[value.tag][entry.step] = scalar
-            if entry.HasField("summary"):
-                times.append(entry.wall_time)
-        seconds += max(times) - min(times) if times else 0.0
-    return scalars, seconds
-
-
-def entries(path):
-    """The entries of a TensorBoard file, up to where it is damaged or still written.  TensorBoard's own
-    reader takes a second for every 3 MB of pictures, whose check sums it takes in Python."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while len(head := file.read(12)) == 12:
-            (length,) = struct.unpack("<Q", head[:8])
-            if file.tell() + length + 4 > size:
-                return
-            try:
-                yield Event.FromString(file.read(length))
-            except DecodeError:
-                return
-            file.seek(4, os.SEEK_CUR)
+def _dict_in(path, load):
+    """The dict that a file holds, {} without one: another program's."""
+    try:
+        content = load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, RecursionError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _settings(folder):
-    try:
-        settings = yaml.safe_load((folder / "hparams.yaml").read_text())
-    except (OSError, yaml.YAMLError):  # another program's
+    """Names and values, of numbers, texts and lists of them; {} where there is anything else."""
+    settings = _dict_in(folder / "hparams.yaml", plain_yaml)
+    parts = [part for value in settings.values() for part in (value if isinstance(value, list) else [value])]
+    plain = all(isinstance(part, int | float | str | None) for part in parts)
+    if not plain or not all(isinstance(name, str) for name in settings):
         return {}
-    return settings if isinstance(settings, dict) else {}
+    return {
+        printable(name): printable(value) if isinstance(value, str) else value
+        for name, value in settings.items()
+    }
 
 
 def _record(folder):
-    try:
-        record = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
-        return {}
-    ours = isinstance(record, dict) and {"state", "host", "pid", "data"} <= record.keys()
+    record = _dict_in(folder / RECORD, json.loads)
+    types = {"state": str, "host": str, "pid": int, "data": str}
+    ours = all(isinstance(record.get(name), kind) for name, kind in types.items())
+    ours = ours and record["state"] in STATES and 0 < record["pid"] < 2**31
     return record if ours else {}  # another program's
 
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 from nrf.results import evaluate, report
+from nrf.results.logs import read_scalars
 from nrf.results.tables import NETWORKS, PUBLISHED_PX, initialisation_name, network_name, pooled
 
 DATA_SETS = ("spatial", "temporal")
@@ -135,7 +136,7 @@ def read(data_root, folders, out, device="cpu"):
     curves = {}
     for folder in folders:
         for logged in report.find_runs(folder):
-            errors = report.read_scalars(logged, (report.ERROR,))[0][report.ERROR]
+            errors = read_scalars(logged, (report.ERROR,))[report.ERROR]
             settings = report.read_run(logged, folder).settings
             steps = sorted(errors)
             curve = [step + 1 for step in steps], [errors[step] for step in steps]

@@ -5,14 +5,18 @@ import json
 import os
 import platform
 import re
+import struct
 import subprocess
 import sys
 import time
 
 import chromium
+import hypothesis
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -20,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from nrf.commands import report as report_command
 from nrf.config import Config
 from nrf.results import report
+from nrf.results.logs import read_scalars
 from nrf.results.report import (
     SILENT_S,
     differing,
@@ -28,7 +33,6 @@ from nrf.results.report import (
     groups_of,
     process_lives,
     read_run,
-    read_scalars,
     table,
 )
 
@@ -92,16 +96,16 @@ def test_scalars_are_those_that_tensorboard_reads(tmp_path):
         (path,) = tmp_path.glob(f"*{suffix}")
         path.rename(path.with_name(f"events.out.tfevents.{first}"))
     expected = EventAccumulator(str(tmp_path)).Reload()
-    scalars, _ = read_scalars(tmp_path, ("a", "b", "missing"))
+    scalars = read_scalars(tmp_path, ("a", "b", "missing"))
     assert list(scalars["a"].items()) == [(e.step, e.value) for e in expected.Scalars("a")]
     assert scalars["a"] == {1: 11.0, 2: 12.0, 3: 33.0, 4: 34.0, 5: 35.0, 6: 36.0} and not scalars["missing"]
     assert scalars["b"] == {step: -step for step in range(1, 7)}
     path = tmp_path / "events.out.tfevents.3"
     for damaged in (path.read_bytes()[:-10], path.read_bytes() + bytes(range(40, 80))):
         path.write_bytes(damaged)
-        assert read_scalars(tmp_path, ("a",))[0]["a"] == scalars["a"]
+        assert read_scalars(tmp_path, ("a",))["a"] == scalars["a"]
     path.write_bytes(damaged[: len(damaged) // 2])
-    assert 3 <= len(read_scalars(tmp_path, ("a",))[0]["a"]) < 6
+    assert 3 <= len(read_scalars(tmp_path, ("a",))["a"]) < 6
 
 
 @pytest.mark.parametrize(
@@ -216,3 +220,85 @@ def test_the_page_in_a_browser(logs, tmp_path):
         drawn = "[...document.images].filter(i => i.complete && i.naturalWidth > 300).length"
         browser.until(lambda: browser.evaluate(drawn) == 4, "four pictures")
         assert "crashed" in browser.text() and "6 runs" in browser.text()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+GOOD_RECORD = {"state": "finished", "data": "/x/spatial", "host": "h", "pid": 7}
+ODD_RECORDS = [
+    *(
+        json.dumps(GOOD_RECORD | {name: odd})
+        for name in GOOD_RECORD
+        for odd in (None, [], {}, -1, 2**70, "\ud800\n")
+    ),
+    *("[" * 100_000, "null", "", "{", "\udcff", json.dumps([GOOD_RECORD])),
+]
+ODD_SETTINGS = [
+    "a: &a [1]\nb: *a\n",
+    "net: [li]\nseed: {}\n",
+    "1: 2\nnet: 3\n",
+    'net: "\\e[31m"\nstack_frames: x\n',
+    "- 1\n",
+]
+
+
+@given(
+    record=st.sampled_from(ODD_RECORDS) | JSON.map(json.dumps),
+    settings=st.sampled_from(ODD_SETTINGS) | JSON.map(json.dumps),
+    events=st.binary(max_size=60) | st.just(struct.pack("<QI", 2**60, 0)) | st.just(bytes(64)),
+)
+@hypothesis.settings(max_examples=60)
+def test_one_odd_run_never_takes_down_the_others(odd_logs, record, settings, events):
+    logs, good = odd_logs
+    for name, content in (("run.json", record), ("hparams.yaml", settings)):
+        (logs / "odd" / name).write_text(content, errors="surrogateescape")
+    (logs / "odd/events.out.tfevents.2").write_bytes(events)
+    runs = [read_run(folder, logs) for folder in find_runs(logs)]
+    assert runs[0] == good and len(runs) == 2
+    header, rows = table(runs)
+    text = report.page(runs, logs, []) + str(rows) + str(group_table(runs)) + str(groups_of(runs))
+    assert "spatial" in text and "\x1b" not in text
+    text.encode()
+
+
+@pytest.fixture(scope="module")
+def odd_logs(tmp_path_factory):
+    logs = tmp_path_factory.mktemp("logs")
+    log(logs / "good", [5.0, 3.0], seed=1)
+    log(logs / "odd", [4.0, 2.0])
+    return logs, read_run(logs / "good", logs)
+
+
+def test_a_finished_run_whose_logs_are_cut_is_damaged(tmp_path):
+    """At every length, but for the ends of entries, and with a bit turned or the tail zeroed; while it runs,
+    the end of a file may be half an entry."""
+    folder = log(tmp_path / "run", [5.0, 3.0, 4.0])
+    (path,) = folder.glob("events.*")
+    whole = path.read_bytes()
+    assert read_run(folder, tmp_path).state == "finished"
+    ends = []
+    for end in range(0, len(whole), 7):
+        path.write_bytes(whole[:end])
+        ends += [end] if read_run(folder, tmp_path).state == "finished" else []
+    assert len(ends) < 5
+    path.write_bytes(whole[:-40] + bytes(40))
+    assert read_run(folder, tmp_path).state == "damaged"
+    flipped = bytearray(whole)
+    flipped[-20] ^= 4
+    path.write_bytes(flipped)
+    assert read_run(folder, tmp_path).state == "damaged"
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"state": "running"}))
+    assert read_run(folder, tmp_path).state == "running"
+
+
+def test_a_named_pipe_among_the_logs_is_left_alone(tmp_path):
+    log(tmp_path / "run", [5.0])
+    for name in ("events.out.tfevents.9", "hparams2.yaml"):
+        os.mkfifo(tmp_path / "run" / name)
+    (tmp_path / "run/run.json").unlink()
+    os.mkfifo(tmp_path / "run/run.json")
+    assert read_run(tmp_path / "run", tmp_path).errors_px == [5.0]
