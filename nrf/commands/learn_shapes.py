@@ -15,6 +15,7 @@ from nrf.data.recordings import DataError
 from nrf.system.text import one_line
 from nrf.training.callbacks import Stopped, explain
 from nrf.training.run import train
+from nrf.training.trainer import writes
 
 
 def command_line():
@@ -29,14 +30,19 @@ def command_line():
         help="continue from this checkpoint; last: where the newest run of these settings stopped, if any",
     )
     add_settings(parser)
-    parser.add_class_arguments(pl.Trainer, skip={"logger", "callbacks"})
+    parser.add_class_arguments(pl.Trainer, instantiate=False)
     parser.set_defaults(max_epochs=50)
     return parser
 
 
 def parse(argv=None):
     """The command line as a dict of flags. SystemExit 2 after one line for a bad one."""
-    return vars(command_line().parse_args(argv))
+    parser = command_line()
+    arguments = parser.parse_args(argv)
+    try:
+        return vars(parser.instantiate_classes(arguments))
+    except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
+        parser.error(f"a class path among the flags: {type(error).__name__}: {error}")
 
 
 def main(argv=None):
@@ -48,13 +54,20 @@ def main(argv=None):
         number = stop.args[0] if isinstance(stop, Stopped) else signal.SIGTERM
         if rank_zero_only.rank:  # the first process speaks for all, and Lightning would kill it for our code
             return 0
-        print(f"stopped by {signal.Signals(number).name}; to resume: the same command with --ckpt_path last")
+        kept = arguments["enable_checkpointing"] is not False and writes(arguments)
+        rest = "to resume: the same command with --ckpt_path last" if kept else "no checkpoint was asked for"
+        print(f"stopped by {signal.Signals(number).name}; {rest}")
         return 128 + number
+    except SystemExit as end:  # Lightning's answer to a second Ctrl-C
+        if end.code != 1:
+            raise
+        print("learn_shapes.py: stopped at once; what followed the last checkpoint is lost", file=sys.stderr)
+        return 128 + signal.SIGINT
     except KeyboardInterrupt:
         if rank_zero_only.rank == 0:
             print("learn_shapes.py: stopped before training", file=sys.stderr)
         return 128 + signal.SIGINT
-    except (OSError, RuntimeError, ValueError, MisconfigurationException) as error:
+    except (ImportError, OSError, RuntimeError, ValueError, MisconfigurationException) as error:
         message = explain(error, arguments)
         if message is None:
             raise

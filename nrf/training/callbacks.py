@@ -87,7 +87,7 @@ class Published(Drawing):
             return
         # channels that share weights share copies and pictures
         saved = functools.cache(lambda convolution: convolution.weight.detach().cpu())
-        drawn = functools.cache(lambda weight: kernel_grid(weight.flatten(0, 1).numpy()))
+        drawn = functools.cache(lambda weight: kernel_grid(weight.flatten(0, 1).float().numpy()))
         kernels = [
             (saved(layer.spatial.spatial), f"channel/{i}/{l}")
             for i, channel in enumerate(model.net.channels)
@@ -202,5 +202,5 @@ def explain(error, arguments):
         return f"{text.splitlines()[0]} It reads data; was memory short? Try fewer --num_workers"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; earlier checkpoints are as they were"
-    known = OSError, TrainingError, ValueError, MisconfigurationException
+    known = ImportError, OSError, TrainingError, ValueError, MisconfigurationException
     return text if isinstance(error, known) else None

@@ -143,20 +143,36 @@ def number_of(version):
     return int(number) if number.isascii() and number.isdigit() else None
 
 
+class Nothing:
+    """A writer whose every part takes everything and keeps nothing."""
+
+    def __getattr__(self, name):
+        return self
+
+    def __call__(self, *arguments, **named):
+        return self
+
+
 class RunLogger(TensorBoardLogger):
     """TensorBoard's logs in a `version_k` of one run alone, also where several start at once.
 
     `reuse`: a new run may take the place of one that was killed before its first checkpoint. While a run
     lives, and where it did not end well, `version_k/.unfinished` lies there, locked by the living.
+    `silent`: the folder alone, without TensorBoard's logs.
     """
 
-    def __init__(self, log_root, name, reuse=False):
+    def __init__(self, log_root, name, reuse=False, silent=False):
         super().__init__(log_root, name=name, default_hp_metric=False)
+        self.silent = silent
         self.goes_on, self._wanted, self._reuse, self._lock = False, None, reuse, None
 
     def go_on(self, version, step):
         """Log to this version, which is there, and forget what it logged from this step on."""
         self.goes_on, self._wanted, self._kwargs["purge_step"] = True, version, step
+
+    @property
+    def experiment(self):
+        return Nothing() if self.silent else super().experiment
 
     @property
     def version(self):

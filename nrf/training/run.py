@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -10,6 +11,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from nrf.config import Config, run_name
 from nrf.data.dataset import ShapeDataset, loader
+from nrf.system.text import printable
+from nrf.training.advice import Advice
 from nrf.training.board import Board, Record
 from nrf.training.callbacks import Published, Stop, quiet
 from nrf.training.module import ShapesModel
@@ -19,7 +22,7 @@ from nrf.training.persistence import (
     read_checkpoint,
     where_to_go_on,
 )
-from nrf.training.trainer import build_trainer, first_decides
+from nrf.training.trainer import build_trainer, first_decides, writes
 
 WINDOW = ("timesteps", "network_delay", "stack_frames", "sum_frames", "dataset_filter", "resolution")
 
@@ -50,9 +53,16 @@ def train(arguments):
 
     name = run_name(model.config, arguments["data_root"])
     flags = {k: v for k, v in arguments.items() if k not in own | fields}
-    logger = RunLogger(arguments["log_root"], name, reuse=arguments["ckpt_path"] == "last")
-    published = Published(arguments["log_root"], name, arguments["data_root"])
-    callbacks = [published, Board(), Record(arguments["data_root"]), Stop(), LearningRateMonitor()]
+    logger = RunLogger(
+        arguments["log_root"],
+        name,
+        reuse=arguments["ckpt_path"] == "last",
+        silent=arguments["logger"] is False,
+    )
+    callbacks = [Stop(), Advice()]
+    if writes(flags):
+        published = Published(arguments["log_root"], name, arguments["data_root"])
+        callbacks = [published, Board(), Record(arguments["data_root"]), *callbacks, LearningRateMonitor()]
     trainer = build_trainer(flags, logger, callbacks)
     several = {"rank": trainer.global_rank, "n_processes": trainer.world_size}
     size, workers, seed = (settings[name] for name in ("batch_size", "num_workers", "seed"))
@@ -77,9 +87,18 @@ def train(arguments):
 
 
 def summarise(trainer, log_root):
-    published = next(c for c in trainer.callbacks if isinstance(c, Published))
-    best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+    published = next((c for c in trainer.callbacks if isinstance(c, Published)), None)
+    if published is None:
+        print("trained and validated; nothing was kept, as --fast_dev_run and --barebones ask")
+        return
+    error = f"best error {published.best_error_px:.2f} px"
+    if published.best_error_px == math.inf:
+        error = f"no validation in {trainer.global_step} steps"
+    best = checkpoint = trainer.checkpoint_callback and trainer.checkpoint_callback.best_model_path
+    if checkpoint == "":
+        last = Path(trainer.checkpoint_callback.dirpath) / "last.ckpt"
+        best = last if last.is_file() else ""
     print(
-        f"best error {published.best_error_px:.2f} px after {trainer.current_epoch} epochs; "
-        f"checkpoint: {best or 'none'}; look: tensorboard --logdir {log_root}"
+        f"{error} after {trainer.current_epoch} epochs; checkpoint: {printable(best or 'none')}; "
+        f"look: tensorboard --logdir {printable(log_root)}"
     )

@@ -55,16 +55,38 @@ def optimizers(named_parameters, config):
     return [optimizer], [schedule(optimizer, config)] if schedule else []
 
 
+def writes(flags):
+    """Whether a run of these flags leaves anything behind."""
+    return not (flags["fast_dev_run"] or flags["barebones"])
+
+
+def listed(value):
+    """One, several or none of what a flag takes, as a list."""
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def build_trainer(flags, logger, callbacks):
-    """Lightning's Trainer with our logger and callbacks; the strategy dp, gone from it, becomes ddp."""
+    """Lightning's Trainer with our logger and callbacks before the flags' own; the strategy dp, gone from it,
+    becomes ddp.  ValueError for flags that do not go together."""
+    if str(flags["strategy"]).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
+        raise ValueError(
+            f"--strategy {flags['strategy']}: its processes cannot hand back what they trained; expected ddp"
+        )
     if flags["strategy"] == "dp":
         flags["strategy"] = "auto" if str(flags["devices"]) in ("1", "auto") else "ddp"
         notice = f"--strategy=dp is gone from Lightning 2: taking {flags['strategy']}"
         rank_zero_only(print)(notice, file=sys.stderr)
+    if flags["accumulate_grad_batches"] < 1:
+        raise ValueError(f"--accumulate_grad_batches {flags['accumulate_grad_batches']}: expected 1 or more")
     if flags["sync_batchnorm"]:
         raise ValueError("--sync_batchnorm: batch normalisation here is per time step, and per process")
     flags["use_distributed_sampler"] = False  # loaders share out their items themselves
-    if flags["enable_checkpointing"] is not False:
+    callbacks = callbacks + listed(flags.pop("callbacks"))
+    loggers = [logger, *listed(flags.pop("logger"))]
+    loggers = loggers if writes(flags) else False
+    if flags["enable_checkpointing"] is not False and writes(flags):
         best = ModelCheckpoint(
             monitor="val/norm",
             save_top_k=5,
@@ -73,15 +95,17 @@ def build_trainer(flags, logger, callbacks):
             enable_version_counter=False,
         )
         callbacks.append(best)
-    if torch.cuda.is_available() and flags["enable_progress_bar"] is not False:
+    if torch.cuda.is_available() and flags["enable_progress_bar"] is not False and not flags["barebones"]:
         callbacks.append(TQDMProgressBar(flags["log_every_n_steps"] or 50))  # each refresh waits for the GPU
-    plugins = [flags["plugins"]] if isinstance(flags["plugins"], str) else flags["plugins"] or []
-    flags["plugins"] = [*plugins, WholeFiles()]
+    flags["plugins"] = [*listed(flags["plugins"]), WholeFiles()]
     # sweep.sh requeues, and nothing else does; the only task of a job starts its processes itself
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         environment = SLURMEnvironment(auto_requeue=False) if slurm.srun() else LightningEnvironment()
         flags["plugins"].append(environment)
-    trainer = pl.Trainer(**flags, logger=logger, callbacks=callbacks)
+    try:
+        trainer = pl.Trainer(**flags, logger=loggers, callbacks=callbacks)
+    except (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(f"Lightning's Trainer: {type(error).__name__}: {error}") from error
     # a batch's only floats are labels, which --precision 16-true shall not round
     trainer.precision_plugin.convert_input = lambda batch: batch
     return trainer
