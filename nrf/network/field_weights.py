@@ -14,6 +14,8 @@ from torch import nn
 from nrf.theory.affine_gaussian import affine_kernels, field_from_axes
 from nrf.theory.receptive_fields import DERIVATIVES, SIGMA_RANGE, derivative_index, exact_axes
 
+NO_FLOAT64 = ("mps",)  # types of devices: Apple's GPUs
+
 
 class FieldWeights(nn.Module):
     """Stands for the `Conv2d` whose `weight` a layer convolves with: (out, in, size, size), computed anew by
@@ -39,12 +41,20 @@ class FieldWeights(nn.Module):
     def sigma(self):
         """Deviations in pixels along and across the direction of each field, float64 (F, 2)."""
         low, high = self.bounds
-        return torch.exp(low + (high - low) * torch.sigmoid(self.sigma_logit.double()))
+        return torch.exp(low + (high - low) * torch.sigmoid(_float64(self.sigma_logit)))
 
     @property
     def weight(self):
         with torch.autocast(self.amplitude.device.type, enabled=False):
-            fields = field_from_axes(*self.sigma.unbind(-1), self.phi_rad.double())
+            fields = field_from_axes(*self.sigma.unbind(-1), _float64(self.phi_rad))
             kernels = affine_kernels(fields, DERIVATIVES, self.size)
-            kernels = kernels[torch.arange(len(kernels), device=kernels.device), self.order]
-            return self.amplitude[..., None, None] * kernels.to(self.amplitude.dtype)[self.field]
+            kernels = kernels[
+                torch.arange(len(kernels), device=kernels.device), self.order.to(kernels.device)
+            ]
+            kernels = kernels.to(self.amplitude.dtype).to(self.amplitude.device)
+            return self.amplitude[..., None, None] * kernels[self.field]
+
+
+def _float64(tensor):
+    """In float64, on the CPU where the device has none."""
+    return (tensor.cpu() if tensor.device.type in NO_FLOAT64 else tensor).double()

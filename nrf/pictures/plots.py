@@ -21,6 +21,9 @@ CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Ok
 ORANGE, BLUE = (230, 159, 0), (86, 180, 233)  # kinds of colour vision, as are these two
 BLACK, GREY, WHITE, FRAME = (0, 0, 0), (110, 110, 110), (255, 255, 255), (215, 215, 215)
 ORDER_SYMBOLS = {(0, 0): "g", (1, 0): "∂u g", (0, 1): "∂v g", (1, 1): "∂u∂v g"}  # u along a field, v across
+LEAST_SPAN = 4.0  # of an axis of errors, the largest over the smallest
+LEAST_OF_A_BOX = 3  # runs; fewer are points alone
+SHAPES = ("circle", "square", "triangle")  # GERD's, in its order
 MARGIN = 10  # pixels around a drawing
 
 
@@ -99,29 +102,37 @@ def bank_picture(kernels, rows):
     return np.array(canvas)
 
 
-def prediction_panel(frame, heatmap, target):
+def prediction_panel(frame, heatmaps, targets, names=SHAPES):
     """Input frame (H, W), heat map (h, w) and target (h, w) side by side: uint8 RGB (250, 600, 3).
 
-    Axes are pixels of the frame.  The first and last cells of a map are centred on the borders of the frame,
-    as coordinates are read from it.  Each panel has its own scale, from 0 to the value that its title states.
+    Heat maps and targets of several shapes (N, h, w) are as many lines, named by `names` or numbers.  Axes
+    are pixels of the frame.  The first and last cells of a map are centred on the borders of the frame, as
+    coordinates are read from it.  Each panel has its own scale, from 0 to the value that its title states.
     """
     H, W = np.shape(frame)
-    figure = Figure(figsize=(6, 2.5), dpi=100, layout="constrained")  # a card of TensorBoard is 400 wide
-    panels = ("input", frame, "gray_r"), ("heat map", heatmap, "viridis"), ("target", target, "viridis")
-    for axes, (name, values, colours) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
-        values = np.asarray(values, np.float32)
-        h, w = values.shape
-        half_h, half_w = H / max(h - 1, 1) / 2, W / max(w - 1, 1) / 2
-        extent = (0, W, H, 0) if name == "input" else (-half_w, W + half_w, H + half_h, -half_h)
-        most = values[np.isfinite(values)].max(initial=0.0)
-        axes.imshow(values, cmap=colours, vmin=0, vmax=most, extent=extent)
-        axes.set(xlim=(0, W), ylim=(H, 0))
-        axes.set_title(f"{name}\n0 to {most:.2g}", fontsize=12)
-        axes.tick_params(labelsize=11)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(3, integer=True, steps=[1, 2, 5, 10]))
-    figure.axes[0].set_ylabel("H in pixels", fontsize=11)
-    figure.axes[1].set_xlabel("W in pixels", fontsize=11)
+    heatmaps, targets = (np.reshape(maps, (-1, *np.shape(maps)[-2:])) for maps in (heatmaps, targets))
+    N = len(heatmaps)
+    names = names if len(names) == N else [f"shape {n}" for n in range(N)]
+    figure = Figure(figsize=(6, 2.5 * N), dpi=100)  # a card of TensorBoard is 400 wide
+    figure.subplots_adjust(left=0.12, right=0.98, top=1 - 0.45 / 2.5 / N, bottom=0.45 / 2.5 / N, wspace=0.12)
+    figure.subplots_adjust(hspace=0.55)  # of an axis' height: titles and ticks between lines
+    grid = figure.subplots(N, 3, sharex=True, sharey=True, squeeze=False)
+    for line, name, heatmap, target in zip(grid, names, heatmaps, targets, strict=True):
+        panels = ("input", frame, "gray_r"), ("heat map", heatmap, "viridis"), ("target", target, "viridis")
+        for axes, (title, values, colours) in zip(line, panels, strict=True):
+            values = np.asarray(values, np.float32)
+            h, w = values.shape
+            half_h, half_w = H / max(h - 1, 1) / 2, W / max(w - 1, 1) / 2
+            extent = (0, W, H, 0) if title == "input" else (-half_w, W + half_w, H + half_h, -half_h)
+            most = values[np.isfinite(values)].max(initial=0.0)
+            axes.imshow(values, cmap=colours, vmin=0, vmax=most, extent=extent)
+            axes.set(xlim=(0, W), ylim=(H, 0))
+            axes.set_title(f"{title}\n0 to {most:.2g}", fontsize=11)
+            axes.tick_params(labelsize=10, labelbottom=True)
+            for axis, across, other in ((axes.xaxis, W, H), (axes.yaxis, H, W)):
+                axis.set_major_locator(MaxNLocator(3 if 3 * across > 2 * other else 1, integer=True))
+        line[0].set_ylabel("H in pixels" if N == 1 else f"{name}\nH in pixels", fontsize=10)
+    grid[-1, 1].set_xlabel("W in pixels", fontsize=10)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
@@ -166,7 +177,8 @@ def error_boxes(panels, path):
     """Errors in pixels as the paper's box plot, a PNG at `path`, one panel per data set.
 
     panels: {title: [(network, initialisation, errors, published), ...]}.  errors: a dict of p5, q1, median,
-    q3, p95 (whiskers reach p5 and p95) and points if any, or a list of numbers, its points.  published: the
+    q3, p95 (whiskers reach p5 and p95) and points if any, or a list of numbers, its points, of which fewer
+    than three get no box.  The axis is logarithmic and spans a factor of 4 or more.  published: the
     published median or None, drawn as a diamond.  An initialisation of None is a baseline: a dashed line.
     ValueError without panels.
     """
@@ -193,10 +205,14 @@ def error_boxes(panels, path):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.9")
         axes.set_axisbelow(True)
+        low, high = axes.get_ylim()
+        if high < LEAST_SPAN * low:  # shared by all panels
+            middle = math.sqrt(low * high)
+            axes.set_ylim(middle / LEAST_SPAN**0.5, middle * LEAST_SPAN**0.5)
         axes.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-    grid[0].set_ylabel("error in pixels")
+    grid[0].set_ylabel("error in pixels, logarithmic")
     handles = [Line2D([], [], color=CYCLE[i % len(CYCLE)], linewidth=6, label=n) for i, n in enumerate(inits)]
     if any(published is not None for boxes in panels.values() for *_, published in boxes):
         look = {"marker": "D", "color": "black", "markerfacecolor": "white", "linestyle": ""}
@@ -211,6 +227,9 @@ def _box(axes, x, width, errors, colour):
     if not isinstance(errors, dict):
         points = [error for error in errors if math.isfinite(error)]
         if not points:
+            return
+        if len(points) < LEAST_OF_A_BOX:
+            axes.plot([x] * len(points), points, "o", color=colour, markersize=5, zorder=3)
             return
         names = ("p5", "q1", "median", "q3", "p95")
         errors = dict(zip(names, np.quantile(points, (0, 0.25, 0.5, 0.75, 1)), strict=True))

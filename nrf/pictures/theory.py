@@ -56,8 +56,9 @@ def error_curves(panels, path, ylabel="relative error", bars=()):
     ):
         for name, (x, y) in lines.items():
             colour = CYCLE[names.index(name) % len(CYCLE)]
-            width = max(3.0 - 0.8 * names.index(name), 0.8)  # what lies under another line still shows
-            style = {"color": colour, "linewidth": width, "marker": "o", "markersize": 2 + width}
+            width = 5.0 / (1 + names.index(name)) ** 0.7  # what lies under another line shows on both sides
+            style = {"color": colour, "linewidth": width, "marker": "o", "markersize": 2 + 1.5 * width}
+            style["linestyle"] = "-" if names.index(name) < 2 else (0, (4, 3))  # and between dashes
             axes.plot(x, np.maximum(y, FLOOR), label=name, **style)
         for height, words in dict(bars).items():
             axes.axhline(height, color="0.45", linestyle="--", linewidth=0.9)
@@ -65,12 +66,12 @@ def error_curves(panels, path, ylabel="relative error", bars=()):
                 axes.text(0.02, height, words, transform=axes.get_yaxis_transform(), va="bottom", fontsize=8)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.set(title=title, xlabel=xlabel)
+        axes.set(title=title, xlabel=f"{xlabel}, logarithmic")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
-    figure.axes[0].set_ylabel(ylabel)
+    figure.axes[0].set_ylabel(f"{ylabel}, logarithmic")
     handles = {}
     for axes in figure.axes:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))

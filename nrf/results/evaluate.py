@@ -106,7 +106,7 @@ def evaluate(trained, data, batch_size=None, num_workers=0, baselines=False, eac
     with torch.inference_mode(), tqdm(total=len(data), unit="window", disable=None) as bar:
         for batch in batches:
             on_device = type(batch)(*(part.to(device, non_blocking=True) for part in batch))
-            errors_px = tracking_errors_px(model, on_device).double().cpu()
+            errors_px = tracking_errors_px(model, on_device).cpu().double()
             if not errors_px.isfinite().all():
                 raise CheckpointError(f"{trained.path}: predicts positions that are not finite")
             indices = range(i, i + len(batch.counts))

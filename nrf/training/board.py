@@ -103,15 +103,15 @@ class Board(Drawing):
 
 def panel(frames, tracking, targets):
     """What the picture of a prediction shows of a batch's first sample, at the end of its window: frames (one
-    alone is a few scattered pixels), heat map, and target."""
+    alone is a few scattered pixels), and each shape's heat map and target."""
     seen = frames[-PICTURE_FRAMES:, 0].sum((0, 1))
-    return seen, tracking.heatmaps[-1, 0, 0].detach(), targets[-1, 0, 0]
+    return seen, tracking.heatmaps[-1, 0].detach(), targets[-1, 0]
 
 
 def comparable_settings(settings):
     """The summaries of TensorBoard's HPARAMS page, whose table begins with the settings in FIRST."""
     plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}
-    page, *session = hparams(plain, dict.fromkeys(("hp_metric", "val/error_px")))
+    page, *session = hparams(plain, dict.fromkeys(("val/error_px", "hp_metric")))  # the pixels first
     plugin_data = page.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin_data.content)
     for info in content.experiment.hparam_infos:

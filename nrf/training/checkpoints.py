@@ -1,5 +1,6 @@
 """Trained networks out of checkpoint files, on the device asked for."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,13 +36,14 @@ def load_trained(path, device="cpu"):
 def pick_device(name):
     """The torch device of this name. ValueError if it cannot be used."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
     try:
         torch.zeros(1, device=name)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"--device {name}: {str(error).splitlines()[0]}; expected auto, cpu or cuda"
-        ) from None
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        known = re.match(r"(cuda|mps|xpu|cpu)(:\d+)?$", name)
+        why = str(error).splitlines()[0].partition(". ")[0] if known else "no such device"
+        why = "not available here" if isinstance(error, NotImplementedError) and known else why
+        raise ValueError(f"--device {name}: {why}; expected auto, cpu, cuda, cuda:1 or mps") from None
     return torch.device(name)
 
 

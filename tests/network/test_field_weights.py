@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nrf.config import Config
 from nrf.network.field_weights import FieldWeights
@@ -17,6 +19,7 @@ from nrf.theory.receptive_fields import (
     spatial_kernels,
     spatial_parameters,
 )
+from nrf.training.module import ShapesModel
 
 TINY = dict(
     resolution=(32, 48),
@@ -145,3 +148,40 @@ def test_weights_move_between_dtypes():
     assert before.dtype == torch.float64 and weights.float().weight.dtype == torch.float32
     half = weights.to(torch.bfloat16)
     torch.testing.assert_close(half.weight.double(), before, rtol=0.1, atol=0.02)
+
+
+class NoFloat64(TorchDispatchMode):
+    """Apple's GPUs, faked on another device: what makes a float64 tensor there fails as on a Mac."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cuda":
+                assert tensor.dtype != torch.float64, f"{function} makes a float64 tensor there"
+        return out
+
+
+@pytest.mark.parametrize("net", ["li", "lif", "ann"])
+def test_nothing_is_float64_on_apples_gpus(net, monkeypatch):
+    settings = {
+        "receptive_fields": "exact",
+        "train_receptive_fields": 1,
+        "n_spatial_scales": 1,
+        "n_angles": 1,
+    }
+    model = ShapesModel(**settings, net=net, n_ratios=1, resolution=(32, 32), temporal_backend="loop")
+    monkeypatch.setattr("nrf.network.field_weights.NO_FLOAT64", ("cuda",))
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, NoFloat64():
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in list(tensors.items()):
+                    if tensor is not None:
+                        there = fake.from_tensor(tensor.detach()).to("cuda")
+                        parameter = isinstance(tensor, torch.nn.Parameter)
+                        tensors[name] = torch.nn.Parameter(there) if parameter else there
+        tracking = model(torch.zeros(3, 1, 2, 32, 32, device="cuda"))
+        labels_px = torch.zeros(3, 1, 3, 2, device="cuda")
+        terms, error_px, _ = model.terms(tracking, labels_px)
+        assert terms["loss"].device.type == "cuda" and terms["loss"].requires_grad
+        with pytest.raises(AssertionError, match="float64 tensor there"):
+            error_px.double()

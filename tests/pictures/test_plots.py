@@ -10,7 +10,7 @@ from PIL import Image
 
 from nrf.pictures import films, plots
 from nrf.pictures.films import track_gif
-from nrf.pictures.plots import kernel_bank, kernel_grid, learning_curves, prediction_panel
+from nrf.pictures.plots import error_boxes, kernel_bank, kernel_grid, learning_curves, prediction_panel
 from nrf.system.files import whole_file
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -148,6 +148,32 @@ def test_the_panel_survives_maps_that_are_negative_broken_or_of_one_cell():
     assert len(where(negative, VIOLET)) > 15_000  # the lowest colour, for less than 0
     single = prediction_panel(np.ones((48, 64)), np.ones((1, 1)), np.zeros((1, 1)))
     assert len(where(single, YELLOW)) > 15_000
+
+
+def test_a_panel_is_cut_off_nowhere_and_shows_every_shape():
+    for size in ((48, 48), (48, 96), (300, 150)):
+        picture = prediction_panel(np.ones(size), np.eye(7), np.eye(7))
+        for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+            assert (edge == 255).all(), size
+    maps = np.zeros((3, 7, 7))
+    maps[np.arange(3), 3, [0, 3, 6]] = 1
+    picture = prediction_panel(np.ones((48, 48)), maps, np.zeros((3, 7, 7)))
+    assert picture.shape == (750, 600, 3) and (picture[[0, -1]] == 255).all()
+    bright = where(picture, YELLOW)
+    lines = [bright[(bright[:, 0] > 250 * n) & (bright[:, 0] < 250 * (n + 1))] for n in range(3)]
+    assert lines[0][:, 1].mean() + 40 < lines[1][:, 1].mean() < lines[2][:, 1].mean() - 40
+
+
+def test_boxes_are_of_three_runs_or_more_and_small_differences_look_small(tmp_path):
+    path = tmp_path / "boxes.png"
+    boxes = [("LI", "rf", [1.3], None), ("LI", "uniform", [1.475], None)]
+    error_boxes({"one": boxes}, path)
+    (picture,), _ = read(path)
+    blue, orange = (where(picture[:500], colour) for colour in ((0, 114, 178), (213, 94, 0)))
+    assert 0 < len(blue) < 200 and 0 < len(orange) < 200  # points, no boxes
+    assert 5 < blue[:, 0].mean() - orange[:, 0].mean() < 90  # of some 500 lines
+    error_boxes({"one": [("LI", "rf", [1.3, 1.35, 1.475], None)]}, path)
+    assert len(where(read(path)[0][0][:500], (0, 114, 178))) > 200
 
 
 def test_learning_curves_rise_and_fall_with_the_errors(tmp_path):

@@ -99,7 +99,7 @@ def test_errors_and_times_in_words():
     path = track.Track(predicted, None, np.array([2.0, 4.0, 100.0]))
     text = track.summary(path, labels, network("li").config)  # a warm-up of three
     assert text.splitlines() == [
-        "error in pixels, mean of 5 frames: 4.20; behind a warm-up of 3 frames 3.00",
+        "error in pixels, mean of 5 frames: 4.20; after a warm-up of 3 frames 3.00",
         "4.00 ms per frame (median of 3): 250 frames per second",
     ]
 
@@ -154,6 +154,11 @@ def test_what_cannot_be_is_one_line(data, checkpoint, tmp_path, capsys):
         (2, [checkpoint, one], "1 shapes; the network tracks 3"),
         (2, [checkpoint, recording, "--out", "film.avi"], "expected a name that ends in .gif or .mp4"),
         (2, [checkpoint, recording, "--frames", "0"], "--frames 0: expected 1 or more"),
+        (
+            2,
+            [checkpoint, recording, "--device", "nonsense"],
+            "--device nonsense: no such device; expected auto",
+        ),
         (2, [checkpoint, recording, "--fps", "99"], "fps 99: expected 1 to 50"),
     ]
     for code, words, message in cases:
