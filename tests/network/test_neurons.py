@@ -4,14 +4,18 @@ import pytest
 import torch
 
 from nrf.fast import native, scan_torch
+from nrf.network import neurons
 from nrf.network.neurons import (
     DT_S,
+    NEURONS,
     LIBoxParameters,
     LIBoxState,
     LIFBoxFeedForwardState,
     LIFBoxParameters,
     leaky_integrate,
     leaky_integrate_and_fire,
+    respond,
+    run,
     super_spike,
 )
 from nrf.network.reference import SuperSpike, lif_step, norse_li, norse_lif
@@ -315,3 +319,137 @@ def test_dt_scales_the_rate():
     slow, _ = leaky_integrate(current, p, LIBoxState(v0), dt=DT_S / 2)
     halved, _ = li(current, rate_hz / 2, v0, "auto")
     torch.testing.assert_close(slow, halved, rtol=1e-14, atol=1e-15)
+
+
+# --- the table ---
+
+
+def test_every_backend_of_every_row_gives_the_same():
+    """By name, with the defaults of `respond`; rows without a scan are walked."""
+    current, rate_hz, _ = inputs((2, 3), (3,))
+    for net, neuron in NEURONS.items():
+        rate = rate_hz if neuron.has_tau else None
+        plain, last = respond(net, current, rate, backend="loop")
+        for backend in ("auto", "fused", "norse"):
+            out, state = respond(net, current, rate, backend=backend)
+            torch.testing.assert_close(out, plain, rtol=1e-14, atol=1e-15)
+            assert neuron.state is None and state is None or torch.equal(state.v, last.v)
+        walked, _ = run(neuron._replace(scan=None), current, None if rate is None else DT_S * rate)
+        assert torch.equal(walked, plain) and torch.equal(respond(net, current, rate)[0], plain)
+        slow, _ = respond(net, current, rate, dt=DT_S / 2)
+        assert torch.equal(slow, plain) == (not neuron.has_tau)
+
+
+@pytest.mark.parametrize("call", ["respond", "Norse's parameters"])
+def test_backends_are_those_asked_for(monkeypatch, call):
+    """The loop runs no scan, the fused way no loop."""
+    current, rate_hz, _ = inputs((2, 3), (3,))
+
+    def fails(*_):
+        raise AssertionError("not asked for")
+
+    def go(backend):
+        if call == "respond":
+            return respond("lif", current, rate_hz, backend=backend)
+        return lif(current, rate_hz, None, backend)
+
+    for name, backends in (("_lif_scan", ("loop", "norse")), ("loop", ("auto", "fused"))):
+        with monkeypatch.context() as patch:
+            patch.setattr(neurons, name, fails)
+            patch.setitem(NEURONS, "lif", neurons.lif(0.1, 10.0))
+            for backend in backends:
+                assert go(backend)[0].sum() > 0
+
+
+@pytest.mark.parametrize("wrong", ["fast", "LOOP", None])
+def test_a_backend_that_does_not_exist_is_refused(wrong):
+    p = LIFBoxParameters(tau_mem_inv=torch.tensor(100.0))
+    for go in (
+        lambda: respond("li", torch.ones(T, 2), torch.tensor(100.0), backend=wrong),
+        lambda: leaky_integrate_and_fire(torch.ones(T, 2), p, backend=wrong),
+    ):
+        with pytest.raises(
+            ValueError, match=f"temporal_backend {wrong!r}: expected one of auto, fused, loop, n"
+        ):
+            go()
+
+
+def test_a_backend_that_a_row_lacks_is_refused(monkeypatch):
+    monkeypatch.setitem(NEURONS, "own", NEURONS["li"]._replace(scan=None, norse=None))
+    for missing in ("fused", "norse"):
+        text = f"temporal_backend '{missing}' of net 'own': expected one of auto, loop$"
+        with pytest.raises(ValueError, match=text):
+            respond("own", torch.ones(T, 2), torch.tensor(100.0), backend=missing)
+    assert respond("own", torch.ones(T, 2), torch.tensor(100.0))[0].shape == (T, 2)
+    with pytest.raises(ValueError, match="net 'other': expected one of li, lif, ann, own"):
+        respond("other", torch.ones(T, 2), torch.tensor(100.0))
+
+
+@both_kernels
+@pytest.mark.parametrize("v_th, alpha", [(0.1, 10.0), (0.3, 4.0)])
+def test_a_row_of_another_threshold_is_that_of_norses_parameters(kernels, v_th, alpha):
+    row = neurons.lif(torch.tensor(v_th).item(), alpha)
+    default = NEURONS["lif"]
+    assert row.spikes and row.has_tau and not row.rectified and row.read_out == "li"
+    assert row.state is default.state and row.norse[0] is default.norse[0]
+    current, rate_hz, v0 = (x.requires_grad_() for x in inputs((2, 3), (3,)))
+    p = LIFBoxParameters(tau_mem_inv=rate_hz, v_th=torch.tensor(v_th), alpha=torch.tensor(alpha))
+    for backend in ("auto", "loop"):
+        wanted, last = leaky_integrate_and_fire(current, p, LIFBoxFeedForwardState(v0))
+        out, state = run(row, current, DT_S * rate_hz, LIFBoxFeedForwardState(v0), backend)
+        assert torch.equal(out, wanted) and torch.equal(state.v, last.v) and 0.02 < out.mean() < 0.5
+        pairs = zip(
+            probed_gradients(out, state, (current, rate_hz, v0)),
+            probed_gradients(wanted, last, (current, rate_hz, v0)),
+            strict=True,
+        )
+        for actual, gradient in pairs:
+            torch.testing.assert_close(actual, gradient, rtol=1e-11, atol=1e-13)
+    made = row.norse[1](tau_mem_inv=rate_hz)
+    assert made.tau_mem_inv is rate_hz and float(made.v_th) == pytest.approx(v_th)
+    assert float(made.alpha) == alpha
+
+
+@pytest.mark.parametrize("net", ["li", "lif", "ann"])
+def test_a_rows_pooled_neurons_are_its_neurons_and_pooling(compiler, net):
+    """Rows made again: outputs rectified if the row says so, pooled, their means, and the last state."""
+    row = neurons.lif(0.3, 4.0) if net == "lif" else NEURONS[net]
+    generator = torch.Generator().manual_seed(0)
+    current = 1.5 * torch.randn(T, 2, 1, 3, 6, 8, generator=generator).double()
+    decay = torch.tensor([0.1, 0.3]).double() if row.has_tau else None
+    rest = row.state and row.state(torch.zeros(2, 1, 3, 6, 8).double())
+    narrow = row.state and row.state(rest.v.float())  # of the dtype of the rates, once in
+    for state in {id(s): s for s in (rest, narrow, None)}.values():
+        out, last, activity = row.pooled(2, current, decay, state, None)
+        per_axis = None if decay is None else decay.view(2, 1, 1, 1, 1)
+        plain, plain_last = run(row, current, per_axis, rest, "loop")
+        plain = plain.relu() if row.rectified else plain
+        pooled = torch.nn.functional.avg_pool2d(plain.flatten(0, 2), 2).unflatten(0, plain.shape[:3])
+        torch.testing.assert_close(out, pooled, rtol=1e-12, atol=1e-14)
+        wanted = plain.movedim(1, 0).flatten(1).mean(1) if row.spikes else torch.zeros(2).double()
+        torch.testing.assert_close(activity, wanted, rtol=1e-12, atol=0)
+        assert type(last) is type(rest) and (last is None or torch.equal(last.v, plain_last.v))
+
+
+def test_states_are_broadcast_and_of_the_rates_dtype():
+    """Rest, a part of a state, rates of another dtype and shape."""
+    for net, neuron in NEURONS.items():
+        if neuron.state is None:
+            assert respond(net, torch.ones(T, 2), backend="loop")[1] is None
+            continue
+        rate_hz = torch.tensor([[40.0], [90.0]], dtype=torch.float64)
+        out, state = respond(net, torch.ones(T, 5, dtype=torch.float32), rate_hz)
+        assert state.v.shape == (2, 5) and state.v.dtype == torch.float64 and out.shape == (T, 2, 5)
+        part = neuron.state(torch.full((5,), 0.05))
+        full = neuron.state(torch.full((2, 5), 0.05).double())
+        first, second = (respond(net, torch.ones(T, 5), rate_hz, s)[0] for s in (part, full))
+        torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-7)
+
+
+def test_functions_with_norses_parameters_have_defaults():
+    current, rate_hz, _ = inputs((2, 3), (3,))
+    spikes, _ = leaky_integrate_and_fire(current, LIFBoxParameters(tau_mem_inv=rate_hz))
+    voltages, _ = leaky_integrate(current, LIBoxParameters(tau_mem_inv=rate_hz))
+    p = LIFBoxParameters(tau_mem_inv=rate_hz)  # Norse's own threshold and alpha
+    wanted, _ = run(neurons.lif(p.v_th, p.alpha), current, DT_S * rate_hz, None, "loop")
+    assert torch.equal(spikes, wanted) and torch.equal(voltages, respond("li", current, rate_hz)[0])
