@@ -2,13 +2,14 @@
 
 import os
 import pickle
+import re
 
 import gerd
 import numpy as np
 import pytest
 import torch
 
-from nrf.data.dataset import ShapeDataset, collate, dense_frames, loader
+from nrf.data.dataset import EventBatch, ShapeDataset, collate, dense_frames, loader
 from nrf.data.recordings import DataError, read_recording, write_recording
 
 GERD = (  # of release 0.5.1, and of the paper's version
@@ -446,3 +447,52 @@ def test_frames_are_made_on_the_device_of_pinned_batches(data):
             strict=True,
         ):
             assert ours.is_cuda and torch.equal(ours.cpu(), wanted)
+
+
+def test_no_samples_make_an_empty_batch():
+    """Of the dtypes of others: a process whose share of the last batch is empty gets one."""
+    batch = collate([])
+    assert batch.events.dtype == torch.int32 and batch.counts.dtype == torch.int64
+    assert batch.events.shape == batch.counts.shape == (0,) and batch.labels.shape == (0, 0, 0, 2)
+
+
+def test_the_order_is_that_of_a_generator_of_seed_and_epoch(data):
+    """Of any seed, and of every process's share: what a run's numbers rest on."""
+    dataset = ShapeDataset(data, 4)
+    for seed in (0, 7, 2**62 + 1):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 % 2**63)
+        order = torch.randperm(len(dataset), generator=generator).tolist()
+        alone = list(loader(dataset, 6, shuffle=True, seed=seed).batch_sampler)
+        assert sum(alone, []) == order[: len(order) // 6 * 6] and {len(batch) for batch in alone} == {6}
+        shares = [loader(dataset, 3, True, seed=seed, rank=k, n_processes=2).batch_sampler for k in range(2)]
+        assert [(batch[::2], batch[1::2]) for batch in alone] == list(zip(*shares, strict=True))
+    shares = [loader(dataset, 5, False, rank=k, n_processes=3).batch_sampler for k in range(3)]
+    assert sorted(sum((batch for share in shares for batch in share), [])) == list(range(len(dataset)))
+    assert [next(iter(share)) for share in shares] == [list(range(k, 15, 3)) for k in range(3)]
+    needed = "--batch_size 40 in 2 processes needs 80 items to train on; there are 56"
+    with pytest.raises(ValueError, match=needed):
+        loader(dataset, 40, True, n_processes=2)
+
+
+def test_labels_are_kept_in_float32(tmp_path):
+    events, labels, shape = random_recording()
+    write_recording(tmp_path / "r.dat", events, labels.astype("f8"), shape)
+    assert torch.load(tmp_path / "r.dat", weights_only=True)[1].dtype == torch.float32
+
+
+def test_messages_name_the_cause(tmp_path):
+    torch.save({"a": 1}, tmp_path / "other.dat")
+    with pytest.raises(DataError, match=r"other.dat: damaged or foreign \((?!ArchiveError)\w.*\); render"):
+        read_recording(tmp_path / "other.dat")
+    write_recording(tmp_path / "0.dat", *random_recording())
+    text = f"{tmp_path}: no */*.dat; its .dat files must lie in folders of it; render"
+    with pytest.raises(DataError, match=re.escape(text)):
+        ShapeDataset(tmp_path, 4)
+
+
+def test_frames_are_made_on_the_device_of_their_events():
+    """On any device, without waiting for its numbers: here one that holds none."""
+    events = torch.empty(9, dtype=torch.int32, device="meta")
+    batch = EventBatch(events, torch.empty(2, dtype=torch.int64, device="meta"), None)
+    halves = dense_frames(batch, (4, 5), 3, 2)
+    assert all(half.device.type == "meta" and half.shape == (3, 2, 4, 4, 5) for half in halves)

@@ -109,3 +109,12 @@ def test_hottest_pixel_is_a_cell_centre_with_the_gradient_of_dsnt():
 
 def test_every_published_name_has_its_coordinate():
     assert COORDINATES == {"dsnt": DSNT, "dsntli": DSNTLI, "pixel": HottestPixel}
+
+
+@pytest.mark.parametrize("name", COORDINATES)
+def test_constants_are_made_where_the_heat_maps_are(name):
+    """On any device: here one that holds no numbers."""
+    coordinate = COORDINATES[name]().to("meta")
+    positions, _ = coordinate(torch.empty(2, 1, 3, 4, 5, device="meta"))
+    assert positions.shape == (2, 1, 3, 2) and positions.device.type == "meta"
+    assert pixel_to_unit(positions, (30, 40)).device.type == "meta"

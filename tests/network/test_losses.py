@@ -134,3 +134,10 @@ def test_every_published_name_has_its_regulariser():
         "kl": kl_regulariser,
         "var": variance_regulariser,
     }
+
+
+def test_constants_are_made_where_the_positions_are():
+    """On any device: here one that holds no numbers."""
+    targets = gaussian_targets(torch.empty(2, 1, 3, 2, device="meta"), (4, 5))
+    assert targets.shape == (2, 1, 3, 4, 5) and targets.device.type == "meta"
+    assert all(regulariser(targets, targets).device.type == "meta" for regulariser in REGULARISERS.values())

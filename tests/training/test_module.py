@@ -197,3 +197,56 @@ def test_what_no_loss_reaches_is_frozen_among_several_processes(processes, skips
 def test_settings_are_kept_with_the_weights():
     config = Config(**TINY)
     assert dict(built().hparams) == dataclasses.asdict(config) and built().config == config
+
+
+def test_of_several_processes_the_mean_is_logged(monkeypatch):
+    """Of every number, in one sum; each trains on its own loss."""
+    model = built()
+    _, own = logged(model.training_step, batch(model.config), 0)
+    monkeypatch.setattr(module, "n_processes", lambda: 4)
+    monkeypatch.setattr(module, "sum_of_all", lambda x: x + 12 if x.dim() else x)
+    result, calls = logged(model.training_step, batch(model.config), 0)
+    assert torch.equal(result["loss"], own["train/loss"][0]) and calls.keys() == own.keys()
+    for tag in ("train/loss", "train/norm", "train/reg", "train/error_px", "loss"):
+        assert calls[tag][0].item() == pytest.approx(own[tag][0].item() / 4 + 3, rel=1e-6), tag
+
+
+def test_on_a_gpu_the_loss_is_checked_a_step_later(monkeypatch):
+    """What a GPU is asked for, by a stand-in: the copy is pinned, and waited for only when it is read."""
+    done = []
+
+    class Event:
+        def record(self):
+            done.append("record")
+
+        def synchronize(self):
+            done.append("wait")
+
+    class Loss:
+        is_cuda = True
+
+        def __init__(self, value):
+            self.value = value
+
+        def detach(self):
+            return self.value
+
+    class Pinned:
+        def copy_(self, value, non_blocking):
+            assert non_blocking
+            return torch.tensor(value)
+
+    def empty(shape, pin_memory):
+        assert shape == () and pin_memory
+        return Pinned()
+
+    stand_in = SimpleNamespace(empty=empty, cuda=SimpleNamespace(Event=Event))
+    model, found = built(), []
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "torch", stand_in)
+        for step, value in enumerate((3.0, 4.0, 5.0), start=10):
+            patch.setattr(ShapesModel, "global_step", step)
+            found.append(model.late_loss(Loss(value)))
+    assert found == [(10, 0.0), (10, 3.0), (11, 4.0)]
+    assert done == ["record", "record", "wait", "record", "wait"]
+    assert model.late_loss(torch.tensor(2.0)) == (model.global_step, 2.0)
