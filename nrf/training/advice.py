@@ -18,6 +18,7 @@ class Advice(Callback):
 
     def __init__(self):
         self.said, self.events, self.windows = set(), 0, 0
+        self.started = False  # whether a step was taken, with all that a checkpoint holds
 
     def say(self, what, text):
         if what not in self.said:
@@ -25,6 +26,7 @@ class Advice(Callback):
         self.said.add(what)
 
     def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        self.started = True
         if not trainer.is_global_zero:
             return
         self.events, self.windows = self.events + batch.counts.sum(), self.windows + len(batch.counts)

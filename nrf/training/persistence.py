@@ -12,6 +12,7 @@ from nrf.config import result_affecting
 from nrf.system.archive import GIB, ArchiveError, load_archive, save_whole
 from nrf.system.files import fcntl
 from nrf.system.text import printable
+from nrf.training.checkpoint_content import problem_of
 
 MAX_BYTES = 4 * GIB
 TO_PREDICT = {"state_dict", "hyper_parameters"}  # what a checkpoint must hold
@@ -43,6 +44,8 @@ def read_checkpoint(path, wanted=TO_GO_ON):
     missing = wanted - content.keys() if isinstance(content, dict) else wanted
     if missing:
         raise CheckpointError(f"{path}: damaged or foreign (no {', '.join(sorted(missing))}); {WANTED}")
+    if problem := problem_of(content):
+        raise CheckpointError(f"{path}: damaged or foreign ({problem}); {WANTED}")
     return content
 
 

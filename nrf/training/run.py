@@ -14,9 +14,11 @@ from nrf.data.dataset import ShapeDataset, loader
 from nrf.system.text import printable
 from nrf.training.advice import Advice
 from nrf.training.board import Board, Record
-from nrf.training.callbacks import Published, Stop, quiet
+from nrf.training.callbacks import Published, Stop, explain, quiet
 from nrf.training.module import ShapesModel
 from nrf.training.persistence import (
+    WANTED,
+    CheckpointError,
     RunLogger,
     batches_served,
     read_checkpoint,
@@ -59,7 +61,7 @@ def train(arguments):
         reuse=arguments["ckpt_path"] == "last",
         silent=arguments["logger"] is False,
     )
-    callbacks = [Stop(), Advice()]
+    callbacks = [Stop(), advice := Advice()]
     if writes(flags):
         published = Published(arguments["log_root"], name, arguments["data_root"])
         callbacks = [published, Board(), Record(arguments["data_root"]), *callbacks, LearningRateMonitor()]
@@ -81,7 +83,13 @@ def train(arguments):
         skip = batches_served(before) * size * trainer.world_size
         loaders["train"].batch_sampler.sampler.skip = skip
     with contextlib.closing(logger):
-        trainer.fit(model, loaders["train"], loaders["val"], ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(model, loaders["train"], loaders["val"], ckpt_path=checkpoint, weights_only=True)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            if advice.started or not checkpoint or explain(error, arguments) is not None:
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{checkpoint}: damaged or foreign ({reason:.200}); {WANTED}") from error
     rank_zero_only(summarise)(trainer, arguments["log_root"])
     return trainer
 

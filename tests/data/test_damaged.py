@@ -3,6 +3,7 @@
 A process of its own, whose address space may grow by no more than `ROOM`, reads one after the other.
 """
 
+import copy
 import io
 import json
 import multiprocessing
@@ -24,6 +25,7 @@ from nrf.commands import learn_shapes
 from nrf.commands.config_files import config_lines
 from nrf.data.recordings import DataError, read_recording, write_recording
 from nrf.system.archive import ArchiveError, load_archive, load_tensors
+from nrf.training.callbacks import Drawing
 from nrf.training.persistence import TrainingError, read_checkpoint
 
 ROOM = 400 * 2**20  # bytes
@@ -423,3 +425,58 @@ def test_a_checkpoint_that_does_not_fit_is_told(checkpoint, tmp_path, capsys):
     (tmp_path / "half.ckpt").write_bytes(path.read_bytes()[:5000])
     assert learn_shapes.main([str(data), str(tmp_path), *TINY, f"--ckpt_path={tmp_path / 'half.ckpt'}"]) == 1
     assert "half.ckpt: damaged or foreign" in capsys.readouterr().err
+
+
+ODD = (None, [], {}, "many", -1, float("nan"), 1e300, [1], {"a": 1}, True)
+KNOWN = {  # of what is asked for by name
+    "loops": {},
+    "callbacks": [],
+    "global_step": "many",
+    "optimizer_states": [],
+    "state_dict": {"net": 1},
+    "hyper_parameters": None,
+    "epoch": -3,
+}
+
+
+def places(content, path=()):
+    """Every place in nested dicts and lists, as keys from outside to inside."""
+    pairs = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, part in pairs:
+        yield (*path, key)
+        if isinstance(part, dict | list):
+            yield from places(part, (*path, key))
+
+
+def replaced(content, path, value):
+    content = copy.deepcopy(content)
+    inner = content
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return content
+
+
+def mutated_checkpoints(content, draw, n):
+    for name, value in KNOWN.items():
+        yield (name,), value
+    state = content["optimizer_states"][0]
+    yield ("optimizer_states", 0, "state"), {}
+    yield ("optimizer_states", 0, "param_groups"), [state["param_groups"][0] | {"lr": -0.1}]
+    found = [path for path in places(content) if path[0] != "state_dict"]
+    for _ in range(n):
+        yield draw.choice(found), draw.choice(ODD)
+
+
+def test_a_changed_checkpoint_is_refused_in_a_line_or_trains_on(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Drawing, "picture", lambda *arguments: None)
+    path, data = checkpoint
+    content, codes = torch.load(path, weights_only=True), []
+    for i, (place, value) in enumerate(mutated_checkpoints(content, random.Random(3), 4)):
+        torch.save(replaced(content, place, value), tmp_path / "changed.ckpt")
+        flags = [*TINY, "--max_epochs=2", "--limit_val_batches=1", f"--ckpt_path={tmp_path}/changed.ckpt"]
+        codes.append(learn_shapes.main([str(data), str(tmp_path / str(i)), *flags]))
+        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("learn_shapes.py")]
+        assert len(told) == (codes[-1] != 0), (place, value, told)
+    n = len(KNOWN) + 2
+    assert codes[:n] == [1] * n and set(codes) <= {0, 1, 2}
