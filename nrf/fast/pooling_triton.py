@@ -65,7 +65,7 @@ def _charge(x, v, decay, NET: tl.constexpr):
 @triton.jit
 def _reset(u, v_th, NET: tl.constexpr):
     if NET == 2:
-        u = tl.where(u - v_th > 0, 0.0, u)
+        u = u * tl.where(u - v_th > 0, 0.0, 1.0)  # NaN of an infinite voltage, as in the loops
     return u
 
 
@@ -84,7 +84,7 @@ def _gradient(u, h, dy, v_th, alpha, NET: tl.constexpr):
     """dL/du from dL/dv, h, and dL/doutput, dy."""
     if NET == 2:
         steepness = alpha * tl.abs(u - v_th) + 1
-        g = tl.where(u - v_th > 0, 0.0, h) + (dy - u * h) / (steepness * steepness)
+        g = h * tl.where(u - v_th > 0, 0.0, 1.0) + (dy - u * h) / (steepness * steepness)
     else:
         g = tl.where(u <= 0, 0.0, dy) + h
     return g

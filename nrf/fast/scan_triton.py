@@ -91,7 +91,7 @@ def _fire(
         u = v + decay * (x - v)
         fires = u - v_th > 0
         tl.store(z_ptr, fires.to(v.dtype), mask=inside)
-        v = tl.where(fires, 0.0, u)
+        v = u * tl.where(fires, 0.0, 1.0)  # NaN of an infinite voltage, as in the loops
         x_ptr += (k * 0 + groups) * n
         z_ptr += step
     tl.store(last_ptr + k * n + cell, v, mask=inside)
@@ -120,14 +120,14 @@ def _fire_backward(
             dz = tl.load(dz_ptr + (t * K + k) * n + cell, mask=there, other=0.0)
             u = v + decay * (x - v)
             us, vs, dzs = us + (u,), vs + (v,), dzs + (dz,)
-            v = tl.where(u - v_th > 0, 0.0, u)
+            v = u * tl.where(u - v_th > 0, 0.0, 1.0)
         for i in tl.static_range(SEGMENT - 1, -1, -1):
             t = segment * SEGMENT + i
             there = inside & (t < T)
             u = us[i]
             distance = u - v_th
             steepness = alpha * tl.abs(distance) + 1
-            g = tl.where(distance > 0, 0.0, h) + (dzs[i] - u * h) / (steepness * steepness)
+            g = h * tl.where(distance > 0, 0.0, 1.0) + (dzs[i] - u * h) / (steepness * steepness)
             changes += tl.where(there, g * (u - vs[i]), 0.0)
             # one per k: the caller adds up where K share a current
             tl.store(dx_ptr + (t * K + k) * n + cell, decay * g, mask=there)

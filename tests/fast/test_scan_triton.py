@@ -139,3 +139,12 @@ def test_bfloat16_current_is_integrated_in_float32(kernels):
     current, decay, v0, *_ = inputs("one", torch.float32)
     current = current.bfloat16()
     assert_close([kernels.integrate(current, decay, v0)], [scan_torch.integrate(current.float(), decay, v0)])
+
+
+def test_an_infinite_voltage_leaves_nan_as_in_the_loops(interpreted):
+    triton = interpreted("scan_triton", BLOCK=8)
+    current = torch.tensor([float("inf"), 9.0, 0.0, float("-inf")]).repeat(3, 1, 1)
+    decay, v0, v_th = torch.full((1, 1), 0.5), torch.zeros(1, 4), torch.tensor(0.1)
+    _, spikes, last = triton.fire(current, decay, v0, v_th)
+    _, wanted, v = scan_torch.fire(current, decay, v0, v_th)
+    assert torch.equal(spikes, wanted) and torch.equal(last.isnan(), v.isnan()) and v.isnan().any()
