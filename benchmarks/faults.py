@@ -1,6 +1,7 @@
-"""kill -9 at random moments of training and of rendering; then the same command again.
+"""kill -9 at random moments of training and of rendering; then the same command again.  And hundreds of drawn
+runs, stopped in all ways at all places, and resumed (`benchmarks/resuming.py`).
 
-python3 -m benchmarks.faults [--kills 20] [--seed 0]
+python3 -m benchmarks.faults [--kills 20] [--combinations 240] [--seed 0]
 
 What comes out must be what an undisturbed command leaves, bit by bit: the weights, optimiser states and
 callbacks of every checkpoint, the CSV, every scalar of TensorBoard; every byte of every recording.
@@ -23,9 +24,9 @@ import time
 from pathlib import Path
 
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.paired import machine_line
+from benchmarks.resuming import left, try_many
 from nrf.data.recordings import read_recording
 from nrf.system.archive import ArchiveError, load_archive
 
@@ -77,34 +78,6 @@ def kill(module, words, folder, after_s):
     return running
 
 
-def trained(logs):
-    """All that a run leaves: content of checkpoints, CSV, scalars; without its paths and times."""
-    found = {path.name: path.read_text() for path in logs.glob("*.csv")}
-    for version in logs.glob("*/version_*"):
-        events = EventAccumulator(str(version), size_guidance={"scalars": 0}).Reload()
-        found[version.name] = {
-            tag: [(event.step, event.value) for event in events.Scalars(tag)]
-            for tag in sorted(events.Tags()["scalars"])
-        }
-        for path in version.glob("checkpoints/*.ckpt"):
-            found[path.name] = plain(load_archive(path), str(logs))
-    return found
-
-
-def plain(value, root):
-    """A checkpoint's content as plain numbers, its paths relative to `root`.
-
-    Without `last_model_path`: Lightning notes it behind an epoch's own checkpoint, before `last.ckpt`.
-    """
-    if torch.is_tensor(value):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {plain(k, root): plain(v, root) for k, v in value.items() if k != "last_model_path"}
-    if isinstance(value, list | tuple):
-        return [plain(one, root) for one in value]
-    return value.replace(root, "") if isinstance(value, str) else value
-
-
 def damaged(folder):
     """Files under their names that cannot be read, where a kill has hit."""
     bad = []
@@ -125,7 +98,7 @@ def kill_training(folder, kills, seed, epochs=8):
     run("generate_data", [RENDERING[0], data, *RENDERING[1:]], folder)
     whole, flags = folder / "whole", [*TRAINING, f"--max_epochs={epochs}"]
     spent = run("learn_shapes", [data, whole, *flags], folder)
-    expected, wrong, twice = trained(whole), 0, []
+    expected, wrong, twice = left(whole), 0, []
     for trial in range(kills):
         logs = folder / f"killed{trial}"
         moment, began = draw.uniform(0, spent), time.time()
@@ -134,7 +107,7 @@ def kill_training(folder, kills, seed, epochs=8):
         twice.append(ended - max((path.stat().st_mtime for path in checkpoints), default=began))
         step = max((load_archive(path)["global_step"] for path in checkpoints), default=0)
         run("learn_shapes", [data, logs, *flags], folder)
-        same = trained(logs) == expected
+        same = left(logs) == expected
         wrong += bool(bad) or not same
         print(
             f"training {trial}: killed {'' if running else 'behind its end, '}after {moment:.2f} of "
@@ -184,15 +157,16 @@ def kill_rendering(folder, kills, seed):
 def main(argv=None):
     parser = argparse.ArgumentParser("benchmarks.faults", description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="of each kind")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--combinations", type=int, default=240, help="of settings and stops")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and combinations")
     args = parser.parse_args(argv)
     PROCESSES.set_forkserver_preload(["learn_shapes", "generate_data"])
     torch.set_num_threads(1)
-    print(machine_line(kills=args.kills, seed=args.seed))
+    print(machine_line(kills=args.kills, combinations=args.combinations, seed=args.seed))
     with tempfile.TemporaryDirectory() as folder:
-        return kill_training(Path(folder), args.kills, args.seed) + kill_rendering(
-            Path(folder), args.kills, args.seed
-        )
+        folder = Path(folder)
+        wrong = kill_training(folder, args.kills, args.seed) + kill_rendering(folder, args.kills, args.seed)
+        return wrong + try_many(folder / "resuming", args.combinations, args.seed)
 
 
 if __name__ == "__main__":

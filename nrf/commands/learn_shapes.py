@@ -13,8 +13,9 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from nrf.commands.parser import CommandLine, add_settings
 from nrf.data.recordings import DataError
 from nrf.system.text import one_line
-from nrf.training.callbacks import Stopped, explain
+from nrf.training.callbacks import explain
 from nrf.training.run import train
+from nrf.training.stopping import Stopped
 from nrf.training.trainer import writes
 
 

@@ -8,14 +8,14 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
 from nrf.data.recordings import RENDER, DataError, Recording, check_file, read_recording, read_with_places
-from nrf.data.sampling import EpochSampler, SharedBatches
+from nrf.data.sampling import Batches, Position
 from nrf.system.processes import follow_parent
 
 TRAIN_SHARE = 0.8  # of each folder's files, in the order of their names as text
@@ -207,27 +207,22 @@ def loader(
 ) -> DataLoader:
     """EventBatches of a ShapeDataset.  Neither order nor content depends on the number of workers.
 
+    shuffle: in an order of (seed, epoch).  They start at `batch_sampler.position`, which training advances.
     drop_last None: shuffled batches are whole, unless there are too few items for one (FIDELITY 16); the
     others leave no item out.  rank of n_processes: the share of one of several processes, batch_size each.
     ValueError where there are too few items to shuffle for several.
     """
     if drop_last is None:
         drop_last = shuffle and len(dataset) >= batch_size
-    sampler = EpochSampler(len(dataset), seed) if shuffle else None
-    batches: dict[str, Any]
-    if n_processes == 1:
-        batches = {"batch_size": batch_size, "sampler": sampler, "drop_last": drop_last}
-    else:
-        if shuffle and len(dataset) < batch_size * n_processes:
-            raise ValueError(
-                f"--batch_size {batch_size} in {n_processes} processes needs {batch_size * n_processes} "
-                f"items to train on; there are {len(dataset)}"
-            )
-        order = SequentialSampler(dataset) if sampler is None else sampler
-        batches = {"batch_sampler": SharedBatches(order, batch_size, drop_last, rank, n_processes)}
+    if shuffle and n_processes > 1 and len(dataset) < batch_size * n_processes:
+        raise ValueError(
+            f"--batch_size {batch_size} in {n_processes} processes needs {batch_size * n_processes} "
+            f"items to train on; there are {len(dataset)}"
+        )
+    position = Position(seed, shuffle)
     return DataLoader(
         dataset,
-        **batches,
+        batch_sampler=Batches(len(dataset), batch_size, drop_last, position, rank, n_processes),
         collate_fn=collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

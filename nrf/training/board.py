@@ -22,7 +22,8 @@ from torch.utils.tensorboard.summary import hparams
 from nrf import __version__
 from nrf.pictures.plots import bank_picture, prediction_panel
 from nrf.system.files import write_whole
-from nrf.training.callbacks import PICTURE_EVERY, Drawing, Stopped
+from nrf.training.callbacks import PICTURE_EVERY, Drawing
+from nrf.training.stopping import Stopped
 
 PICTURE_FRAMES = 10  # last ones of a window, which the picture of a prediction shows as its input
 RECORD = "run.json"  # what a run tells about itself, beside its TensorBoard files
@@ -51,7 +52,13 @@ class Board(Drawing):
     compare runs by; and every PICTURE_EVERY steps and at each validation time constants in ms, weights, the
     receptive fields with their names, and a prediction."""
 
-    shown_at = None
+    shown_at = validated = None
+
+    def state_dict(self):
+        return {"shown_at": self.shown_at}
+
+    def load_state_dict(self, state):
+        self.shown_at = state["shown_at"]
 
     def on_fit_start(self, trainer, model):
         if not trainer.is_global_zero:
@@ -66,15 +73,15 @@ class Board(Drawing):
             self._show(trainer, model, trainer.global_step)
 
     def on_validation_batch_end(self, trainer, model, outputs, batch, batch_idx, dataloader_idx=0):
-        if outputs and trainer.is_global_zero and not trainer.sanity_checking:
-            arrays = (image.float().cpu().numpy() for image in outputs["panel"])
-            self.picture(trainer, "image/validation", trainer.global_step - 1, prediction_panel, *arrays)
+        self.validated = outputs["panel"] if outputs else self.validated
 
     def on_validation_end(self, trainer, model):
         if not trainer.sanity_checking:
-            # at the step of a validation's other numbers: what has the step of a checkpoint or a later one
-            # is logged anew by a run that goes on from it
-            self._show(trainer, model, trainer.global_step - 1)
+            step = trainer.global_step - 1  # that of a validation's other numbers
+            if trainer.is_global_zero:
+                arrays = (image.float().cpu().numpy() for image in self.validated)
+                self.picture(trainer, "image/validation", step, prediction_panel, *arrays)
+            self._show(trainer, model, step)
 
     def _show(self, trainer, model, step):
         """The network as it is: time constants, weights, fields; once a step."""

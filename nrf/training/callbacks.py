@@ -1,11 +1,10 @@
-"""Around the training loop: what the published program leaves behind, and stopping without losing
-anything."""
+"""Around the training loop: what the published program leaves behind, and errors in a line."""
 
 import functools
+import itertools
 import logging
 import math
 import re
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -47,13 +46,14 @@ class Published(Drawing):
         self.log_root, self.name = Path(log_root), name
         self.csv = self.log_root / f"{name}_{Path(data_root).name}.csv"
         self.best_error_px = math.inf
-        self.error_px = None  # of the last validation, until training goes on: a checkpoint's own error
+        self.error_px = None  # of the last validation, until training resumes: a checkpoint's own error
+        self.rows = 0  # of the CSV, this run's; None: those up to the step of an earlier version's checkpoint
 
     def state_dict(self):
-        return {"best_error_px": self.best_error_px, "error_px": self.error_px}
+        return {"best_error_px": self.best_error_px, "error_px": self.error_px, "rows": self.rows}
 
     def load_state_dict(self, state):
-        self.best_error_px = state["best_error_px"]
+        self.best_error_px, self.rows = state["best_error_px"], state.get("rows")
 
     def on_validation_end(self, trainer, model):
         if trainer.is_global_zero and not trainer.sanity_checking:
@@ -61,25 +61,33 @@ class Published(Drawing):
             self.best_error_px = min(self.best_error_px, self.error_px)
             norm = trainer.callback_metrics["val/norm"].item()
             self._write_csv(f"{trainer.global_step},{norm:.10f},{trainer.logger.version}\n")
+            self.rows += 1
 
-    def _write_csv(self, line="", keep=lambda line: True):
+    def _write_csv(self, line="", keep=lambda lines: lines):
         """Rewrites the CSV, which other runs write too, with the lines to keep and a new one."""
         with locked(self.csv):
             lines = self.csv.read_text().splitlines(keepends=True) if self.csv.exists() else []
-            kept = [old for old in lines if keep(old)]
+            kept = keep(lines)
             if line or kept != lines:
                 write_whole(self.csv, "".join([*kept, line]).encode())
 
     def on_train_start(self, trainer, model):
-        """What a killed run logged behind the checkpoint that it goes on from is logged anew."""
-        step, version = trainer.global_step, str(trainer.logger.version)
-        if trainer.is_global_zero and trainer.logger.goes_on:
-            ours = re.compile(rf"(\d+),[^,]*,{version}\n").fullmatch
-            self._write_csv(keep=lambda line: not (match := ours(line)) or int(match[1]) <= step)
+        """What was logged after the checkpoint that a run resumes from is logged again."""
+        if not trainer.is_global_zero:
+            return
+        ours = re.compile(rf"(\d+),[^,]*,{trainer.logger.version}\n").fullmatch
 
-    def on_save_checkpoint(self, trainer, model, checkpoint):
-        if trainer.is_global_zero:  # a checkpoint's logs are on the disk before it is
-            trainer.logger.experiment.flush()
+        def keep(lines):
+            steps = [int(match[1]) for match in map(ours, lines) if match]
+            if self.rows is None:
+                self.rows = sum(step <= trainer.global_step for step in steps)
+            place = itertools.count()
+            return [line for line in lines if not ours(line) or next(place) < self.rows]
+
+        if trainer.logger.goes_on:
+            self._write_csv(keep=keep)
+        else:
+            self.rows = 0
 
     def on_train_batch_start(self, trainer, model, batch, batch_idx):
         step, self.error_px = trainer.global_step, None
@@ -116,71 +124,11 @@ class Published(Drawing):
             self.picture(trainer, "image/prediction", trainer.global_step - 1, prediction_panel, *arrays)
 
 
-class Stop(Callback):
-    """Ctrl-C, SIGTERM and SIGUSR1 let the batch end and save `last.ckpt`; a second Ctrl-C stops at once.
-
-    With several processes a signal to one of them stops all, behind the same batch.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self):
-        self.received, self.saved, self.previous = None, False, {}
-
-    def setup(self, trainer, model, stage):
-        self._listen()
-
-    def on_sanity_check_start(self, trainer, model):
-        self._listen()  # once more: Lightning has set its own
-
-    def on_train_start(self, trainer, model):
-        self._listen()  # and a sanity check is not always made
-
-    def _listen(self):
-        for number in self.SIGNALS:
-            previous = signal.signal(number, self._receive)
-            self.previous.setdefault(number, previous)
-
-    def teardown(self, trainer, model, stage):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number, frame):
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = self.received or number
-
-    def _agree(self, trainer):
-        if trainer.world_size > 1:
-            received = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
-            self.received = int(trainer.strategy.reduce(received, reduce_op="max")) or None
-
-    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
-        self._agree(trainer)
-        if self.received and not trainer.is_last_batch:  # the end of an epoch saves itself
-            if trainer.checkpoint_callback:
-                trainer.save_checkpoint(Path(trainer.checkpoint_callback.dirpath) / "last.ckpt")
-            self.saved = True
-
-    def on_train_batch_start(self, trainer, model, batch, batch_idx):
-        if self.saved:  # only now has the step that was saved been logged
-            raise Stopped(self.received)
-
-    def on_train_epoch_start(self, trainer, model):
-        self._agree(trainer)
-        if self.received:
-            raise Stopped(self.received)
-
-
 def quiet():
     """Keep from the user what Lightning tells its developers, and its advertisements."""
     warnings.filterwarnings("ignore", ".*(LeafSpec|`srun` command)")
     logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     logger.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
-
-
-class Stopped(Exception):
-    """A signal asked for the end; its number is the argument."""
 
 
 def explain(error, arguments):

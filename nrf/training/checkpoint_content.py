@@ -37,9 +37,9 @@ def of_step(step, _):
     return None if _is_count(step) else f"{step!r:.40}, expected a count"
 
 
-def of_callbacks(callbacks, _):
-    named = isinstance(callbacks, dict) and all(isinstance(name, str) for name in callbacks)
-    return None if named else "no states by name"
+def of_names(parts, _):
+    named = isinstance(parts, dict) and all(isinstance(name, str) for name in parts)
+    return None if named else "nothing by name"
 
 
 def of_loops(loops, _):
@@ -77,7 +77,7 @@ PROBLEMS = {
     "hyper_parameters": of_settings,
     "global_step": of_step,
     "epoch": of_step,
-    "callbacks": of_callbacks,
+    **dict.fromkeys(("callbacks", "place", "conditions", "gradients", "logs"), of_names),
     "loops": of_loops,
     "optimizer_states": of_optimizers,
 }

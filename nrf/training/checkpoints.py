@@ -50,8 +50,8 @@ def pick_device(name):
 def find_checkpoints(paths):
     """The checkpoints that the paths name: files as they are, and of a folder the best one of each run in it.
 
-    The best has the smallest val/norm, as the run's `last.ckpt` states; without one, the newest file is
-    taken. CheckpointError for a path that is not there or a folder without checkpoints.
+    The best has the smallest val/norm, as the run's `last.ckpt` states; without one, that of the highest
+    step is taken. CheckpointError for a path that is not there or a folder without checkpoints.
     """
     found = []
     for path in map(Path, paths):
@@ -67,9 +67,13 @@ def find_checkpoints(paths):
 
 def _best(folder):
     if (folder / "last.ckpt").is_file():
-        for name, state in read_checkpoint(folder / "last.ckpt", TO_PREDICT).get("callbacks", {}).items():
-            if name.startswith("ModelCheckpoint") and state.get("best_model_path"):
-                best = folder / Path(state["best_model_path"]).name  # the folder may have been moved
-                if best.is_file():
-                    return best
-    return max(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+        callbacks = read_checkpoint(folder / "last.ckpt", TO_PREDICT).get("callbacks", {})
+        norms = callbacks.get("Checkpoints", {}).get("best", {})
+        for name, state in callbacks.items():
+            if name.startswith("ModelCheckpoint"):  # of an earlier version, by path
+                norms = {Path(path).name: norm for path, norm in state["best_k_models"].items()}
+        for name in sorted(norms, key=norms.get):
+            if (folder / name).is_file():
+                return folder / name
+    steps = {path: read_checkpoint(path, TO_PREDICT).get("global_step", 0) for path in folder.glob("*.ckpt")}
+    return max(steps, key=steps.get)

@@ -59,8 +59,6 @@ class ShapesModel(pl.LightningModule):
         shapes = RECORDINGS_SHAPES if n == len(RECORDINGS_SHAPES) else range(n if n > 1 else 0)
         names += [f"error_px/{shape}" for shape in shapes]
         self.validation = torch.nn.ModuleDict({name: MeanMetric() for name in [*names, "hp_metric"]})
-        for metric in () if torch.backends.mps.is_available() else self.validation.values():
-            metric.set_dtype(torch.float64)  # the same to the last digit however many processes there are
 
     def setup(self, stage):
         if self.trainer.world_size > 1 and not self.config.skip_connections:
@@ -115,10 +113,6 @@ class ShapesModel(pl.LightningModule):
         error_px = torch.linalg.vector_norm(predicted_px - labels_px, dim=-1).mean((0, 1))
         return terms, error_px, targets
 
-    def on_train_batch_start(self, batch, batch_idx):
-        # dropout follows from seed, step and rank alone: a run that stopped goes on with the same numbers
-        torch.manual_seed((self.config.seed * 1_000_003 + self.global_step) * 4099 + self.global_rank)
-
     def training_step(self, batch, batch_idx):
         tracking, frames, labels_px = self.track(batch)
         terms, error_px, targets = self.terms(tracking, labels_px)
@@ -157,6 +151,11 @@ class ShapesModel(pl.LightningModule):
         step, value, event = before
         event.synchronize()
         return step, value.item()
+
+    def on_validation_epoch_start(self):
+        # the same to the last digit however many processes there are; other conversions of a module reset it
+        for metric in () if torch.backends.mps.is_available() else self.validation.values():
+            metric.set_dtype(torch.float64)
 
     def validation_step(self, batch, batch_idx):
         size, shown = len(batch.counts), None

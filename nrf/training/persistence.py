@@ -1,7 +1,9 @@
 """Where a run is kept: checkpoints whole or not at all, the newest that can be read, a folder for each
 run."""
 
+import os
 import sys
+import weakref
 from pathlib import Path
 
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -16,7 +18,7 @@ from nrf.training.checkpoint_content import problem_of
 
 MAX_BYTES = 4 * GIB
 TO_PREDICT = {"state_dict", "hyper_parameters"}  # what a checkpoint must hold
-TO_GO_ON = TO_PREDICT | {"loops", "global_step", "optimizer_states", "callbacks"}
+TO_GO_ON = TO_PREDICT | {"global_step", "optimizer_states", "callbacks"}
 WANTED = "expected a .ckpt file of learn_shapes.py"
 UNFINISHED = ".unfinished"
 
@@ -82,27 +84,25 @@ def diverged(what, step, folder):
 
 
 def find_last(run_folder, settings):
-    """The newest checkpoint of a run of these settings under `run_folder`, None if there is none.
-
-    One that is damaged is named on stderr, and the one before it taken.
-    """
-    paths = run_folder.glob("version_*/checkpoints/*.ckpt")
-    others = set()  # folders of runs of other settings, or of a living process
-    for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):
-        if path.parent in others or path.name.startswith(".") or number_of(path.parents[1]) is None:
+    """The checkpoint of the highest step, of the newest run of these settings under `run_folder`; None if
+    there is none.  One that is damaged is named on stderr, and the one before it taken."""
+    versions = {number_of(folder): folder for folder in run_folder.glob("version_*")}
+    versions.pop(None, None)
+    for _, version in sorted(versions.items(), reverse=True):
+        if is_trained(version):
+            print(f"{version}: another process trains it", file=sys.stderr)
             continue
-        if is_trained(path.parents[1]):
-            print(f"{path.parents[1]}: another process trains it", file=sys.stderr)
-            others.add(path.parent)
-            continue
-        try:
-            trained_with = read_checkpoint(path)["hyper_parameters"]
-        except CheckpointError as error:
-            print(f"{error}: looking for an earlier one", file=sys.stderr)
-            continue
-        if result_affecting(trained_with) == result_affecting(settings):
-            return path
-        others.add(path.parent)
+        found = []
+        for path in version.glob("checkpoints/[!.]*.ckpt"):
+            try:
+                content = read_checkpoint(path)
+            except CheckpointError as error:
+                print(f"{error}: looking for an earlier one", file=sys.stderr)
+                continue
+            if result_affecting(content["hyper_parameters"]) == result_affecting(settings):
+                found.append((content["global_step"], path.name == "last.ckpt", path))
+        if found:
+            return max(found)[-1]
     return None
 
 
@@ -124,12 +124,6 @@ def where_to_go_on(ckpt_path, run_folder, settings):
     if version is not None:
         remove_parts(Path(ckpt_path).parent)
     return ckpt_path, version
-
-
-def batches_served(checkpoint):
-    """Batches of its unfinished epoch that a checkpoint's run had trained on; 0 at the end of an epoch."""
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    return 0 if progress["is_last_batch"] else progress["current"]["ready"]
 
 
 def version_of(checkpoint, run_folder):
@@ -167,11 +161,24 @@ class RunLogger(TensorBoardLogger):
     def __init__(self, log_root, name, reuse=False, silent=False):
         super().__init__(log_root, name=name, default_hp_metric=False)
         self.silent = silent
-        self.goes_on, self._wanted, self._reuse, self._lock = False, None, reuse, None
+        self.goes_on, self._wanted, self._reuse, self._lock, self._sizes = False, None, reuse, None, {}
 
-    def go_on(self, version, step):
-        """Log to this version, which is there, and forget what it logged from this step on."""
-        self.goes_on, self._wanted, self._kwargs["purge_step"] = True, version, step
+    def go_on(self, version, step, sizes):
+        """Log to this version, which is there, and forget what it logged after its files had these sizes, or,
+        without them, from this step on."""
+        self.goes_on, self._wanted, self._sizes = True, version, sizes
+        if sizes is None:
+            self._kwargs["purge_step"] = step
+
+    def sizes(self):
+        """In bytes, of the files logged to so far, by name; in the first process."""
+        if rank_zero_only.rank:
+            return {}
+        self.experiment.flush()
+        return {path.name: path.stat().st_size for path in self._files()}
+
+    def _files(self):
+        return sorted((Path(self.root_dir) / f"version_{self.version}").glob("events.out.tfevents.*"))
 
     @property
     def experiment(self):
@@ -193,8 +200,10 @@ class RunLogger(TensorBoardLogger):
                 raise TrainingError(f"{run_folder / f'version_{number}'}: another process trains it")
         if self._lock is not None:
             self._wanted, self.goes_on = number, True
-            if number in unsaved:
-                for path in (run_folder / f"version_{number}").glob("events.out.tfevents.*"):
+            for path in self._files() if self._sizes is not None else ():
+                if path.name in self._sizes:
+                    os.truncate(path, min(path.stat().st_size, self._sizes[path.name]))
+                else:
                     path.unlink()
             return
         self._wanted = claim_version(run_folder)
@@ -225,7 +234,19 @@ def take(version):
         return None
     except OSError:  # a file system without locks
         pass
+    LOCKS.add(file)
     return file
+
+
+def release_in_child():
+    """A lock is its process's, not of the children that read data, which may outlive it for a moment."""
+    for file in LOCKS:
+        file.close()
+
+
+LOCKS = weakref.WeakSet()  # the open files of this process
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=release_in_child)
 
 
 def is_trained(version):

@@ -14,16 +14,11 @@ from nrf.data.dataset import ShapeDataset, loader
 from nrf.system.text import printable
 from nrf.training.advice import Advice
 from nrf.training.board import Board, Record
-from nrf.training.callbacks import Published, Stop, explain, quiet
+from nrf.training.callbacks import Published, explain, quiet
 from nrf.training.module import ShapesModel
-from nrf.training.persistence import (
-    WANTED,
-    CheckpointError,
-    RunLogger,
-    batches_served,
-    read_checkpoint,
-    where_to_go_on,
-)
+from nrf.training.persistence import WANTED, CheckpointError, RunLogger, read_checkpoint, where_to_go_on
+from nrf.training.resuming import Resume
+from nrf.training.stopping import TIME_IS_UP, Stopped
 from nrf.training.trainer import build_trainer, first_decides, writes
 
 WINDOW = ("timesteps", "network_delay", "stack_frames", "sum_frames", "dataset_filter", "resolution")
@@ -61,30 +56,40 @@ def train(arguments):
         reuse=arguments["ckpt_path"] == "last",
         silent=arguments["logger"] is False,
     )
-    callbacks = [Stop(), advice := Advice()]
+    callbacks = [advice := Advice()]
     if writes(flags):
         published = Published(arguments["log_root"], name, arguments["data_root"])
         callbacks = [published, Board(), Record(arguments["data_root"]), *callbacks, LearningRateMonitor()]
     trainer = build_trainer(flags, logger, callbacks)
     several = {"rank": trainer.global_rank, "n_processes": trainer.world_size}
     size, workers, seed = (settings[name] for name in ("batch_size", "num_workers", "seed"))
-    loaders = {
-        split: loader(dataset, size, split == "train", workers, seed, **several)
-        for split, dataset in data.items()
-    }
-    run_folder = Path(arguments["log_root"]) / name
-    checkpoint, version = first_decides(
-        trainer, lambda: where_to_go_on(arguments["ckpt_path"], run_folder, model_settings)
-    )
-    if checkpoint:
+    model = trainer.precision_plugin.convert_module(model)  # before a checkpoint's weights go into it
+    whole = len(data["train"]) >= size  # batches, of what there is to train on
+    training = loader(data["train"], size, not trainer.overfit_batches, workers, seed, whole, **several)
+    validation = loader(data["val"], size, False, workers, **several)
+    resume = Resume(trainer, training, data)
+    trainer.callbacks.insert(0, resume)
+
+    def decide():
+        checkpoint, version = where_to_go_on(
+            arguments["ckpt_path"], Path(arguments["log_root"]) / name, model_settings
+        )
+        if checkpoint:
+            resume.check(read_checkpoint(checkpoint), model_settings)
+        return checkpoint, version
+
+    checkpoint, version = first_decides(trainer, decide)
+    if version is not None:
         before = read_checkpoint(checkpoint)
-        if version is not None:
-            logger.go_on(version, before["global_step"])
-        skip = batches_served(before) * size * trainer.world_size
-        loaders["train"].batch_sampler.sampler.skip = skip
+        logger.go_on(version, before["global_step"], before.get("logs"))
     with contextlib.closing(logger):
         try:
-            trainer.fit(model, loaders["train"], loaders["val"], ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(model, training, validation, ckpt_path=checkpoint, weights_only=True)
+        except Stopped as stop:
+            if stop.args[0] != TIME_IS_UP:
+                raise
+            notice = "--max_time is over; to go on: the same command with --ckpt_path last"
+            rank_zero_only(print)(notice)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
             if advice.started or not checkpoint or explain(error, arguments) is not None:
                 raise

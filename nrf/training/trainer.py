@@ -4,7 +4,7 @@ import sys
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.plugins.environments import (
     LightningEnvironment,
     SLURMEnvironment,
@@ -17,6 +17,7 @@ from torch.optim import lr_scheduler
 from nrf.config import table
 from nrf.system import slurm
 from nrf.training.persistence import WholeFiles
+from nrf.training.stopping import Checkpoints, Stop
 
 TEMPORAL_LR_FACTOR = 1e-10  # of lr, for time constants under --optimizer_split 1, as published
 OPTIMIZERS = table(
@@ -83,18 +84,12 @@ def build_trainer(flags, logger, callbacks):
     if flags["sync_batchnorm"]:
         raise ValueError("--sync_batchnorm: batch normalisation here is per time step, and per process")
     flags["use_distributed_sampler"] = False  # loaders share out their items themselves
-    callbacks = callbacks + listed(flags.pop("callbacks"))
+    callbacks = [Stop(flags.pop("max_time")), *callbacks]
     loggers = [logger, *listed(flags.pop("logger"))]
     loggers = loggers if writes(flags) else False
     if flags["enable_checkpointing"] is not False and writes(flags):
-        best = ModelCheckpoint(
-            monitor="val/norm",
-            save_top_k=5,
-            save_last=True,
-            filename="{epoch}-{step}",
-            enable_version_counter=False,
-        )
-        callbacks.append(best)
+        callbacks.append(Checkpoints())
+    callbacks += listed(flags.pop("callbacks"))
     if torch.cuda.is_available() and flags["enable_progress_bar"] is not False and not flags["barebones"]:
         callbacks.append(TQDMProgressBar(flags["log_every_n_steps"] or 50))  # each refresh waits for the GPU
     flags["plugins"] = [*listed(flags["plugins"]), WholeFiles()]

@@ -389,7 +389,7 @@ def test_workers_change_nothing(data):
     before = torch.get_rng_state()
     for epoch in range(2):
         for each in (alone, helped):
-            each.sampler.set_epoch(epoch)
+            each.batch_sampler.position.epoch = epoch
         first = batches(alone)
         assert len(first) == 18 and equal(first, batches(helped))
         assert first[0][0].dtype == torch.int32 and first[0][2].shape == (3, 4, 2, 2)
@@ -398,18 +398,17 @@ def test_workers_change_nothing(data):
 
 def test_the_order_follows_from_seed_and_epoch(data):
     dataset = ShapeDataset(data, 4)
-    sampler = loader(dataset, 1, True, seed=1).sampler
-    first = list(sampler)
-    assert sorted(first) == list(range(56)) and first == list(loader(dataset, 7, True, seed=1).sampler)
-    assert first != list(loader(dataset, 1, True, seed=2).sampler) and first != list(range(56))
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert second != first
-    sampler.skip = 5
-    assert list(sampler) == second[5:] and list(sampler) == second
-    sampler.set_epoch(0)
-    assert list(sampler) == first
-    list(loader(dataset, 1, True, seed=2**63 - 1).sampler)
+
+    def order(size=1, seed=1, **position):
+        sampler = loader(dataset, size, True, seed=seed).batch_sampler
+        vars(sampler.position).update(position)
+        return [item for batch in sampler for item in batch]
+
+    first, second = order(), order(epoch=1)
+    assert sorted(first) == list(range(56)) and first == order(7) and second != first
+    assert order(seed=2) != first != list(range(56))
+    assert order(epoch=1, items=5, of=56) == second[5:] and order(9, epoch=1, items=5, of=20) == second[5:20]
+    order(seed=2**63 - 1)
 
 
 def test_training_batches_are_whole_and_validation_leaves_nothing_out(data):
