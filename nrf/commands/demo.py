@@ -34,6 +34,7 @@ from nrf.training.run import train as train_run
 SIZE = replace(
     SIZES["small"],
     recordings={"spatial": (240, f"{SMALL_FIELD} --scales 11 --velocities 0.04")},
+    training=f"{SIZES['small'].training} --max_epochs=6",
 )
 FIELDS = "published"  # the receptive fields that the demo starts from
 KINDS = {  # what they are called: (network, start)
