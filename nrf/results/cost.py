@@ -13,7 +13,7 @@ from nrf.training.module import ShapesModel
 EVENTS_PER_CELL = 0.0015  # of the random batch, as in the paper's recordings
 VALIDATION_SHARE = 0.5  # of a training step's time that a batch takes without its backward pass
 CPU_PIXELS = 2**20  # in all frames of a batch: up to so many, a CPU is measured with the whole batch,
-CPU_TIMESTEPS = 2  # else with so many and one recording, since time grows with both (README, Speed)
+CPU_FRAMES = 2, 6  # else with so many time steps of one recording, and what one more costs is extrapolated
 
 
 def random_batch(config, seed=0):
@@ -28,14 +28,22 @@ def random_batch(config, seed=0):
 
 
 def step_seconds(config: Config, device="cpu"):
-    """Seconds that a training step of these settings takes: forward, loss and backward, the second of two.
+    """Seconds that a training step of these settings takes: forward, loss and backward.
 
-    On a CPU a large batch is measured with one recording and `CPU_TIMESTEPS`, and multiplied."""
-    factor, pixels = 1.0, config.batch_size * config.timesteps * math.prod(config.resolution)
-    if torch.device(device).type == "cpu" and pixels > CPU_PIXELS:
-        timesteps = min(CPU_TIMESTEPS, config.timesteps)
-        factor = config.batch_size * config.timesteps / timesteps
-        config = dataclasses.replace(config, batch_size=1, timesteps=timesteps)
+    On a CPU a large batch is extrapolated from two small ones, since time grows linearly with time steps and
+    batch (README, Speed) beyond what the filters alone cost."""
+    frames = config.batch_size * config.timesteps
+    if torch.device(device).type != "cpu" or frames * math.prod(config.resolution) <= CPU_PIXELS:
+        return _measured(config, device)
+    few, more = (
+        _measured(dataclasses.replace(config, batch_size=1, timesteps=n), device) for n in CPU_FRAMES
+    )
+    per_frame = max(more - few, 0.0) / (CPU_FRAMES[1] - CPU_FRAMES[0])
+    return more + (frames - CPU_FRAMES[1]) * per_frame
+
+
+def _measured(config, device):
+    """Seconds of the second of two steps."""
     model = ShapesModel(**dataclasses.asdict(config)).to(device)
     batch = EventBatch(*(part.to(device) for part in random_batch(config)))
     for _ in range(2):
@@ -45,7 +53,7 @@ def step_seconds(config: Config, device="cpu"):
         terms["loss"].backward()
         terms["loss"].item()  # waits for a GPU
         seconds = time.perf_counter() - start
-    return factor * seconds
+    return seconds
 
 
 def run_seconds(config: Config, recordings, frames, epochs, limit, seconds_per_step):

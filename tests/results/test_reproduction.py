@@ -110,10 +110,10 @@ def test_the_cost_of_a_run_counts_its_batches():
 def test_a_step_is_measured_and_scaled_to_its_batch(network, monkeypatch):
     settings = learn_shapes.parse(["DATA", "LOGS", *SIZES["tiny"].lines()[network, "exact"].split()])
     fields = {name: settings[name] for name in Config.__dataclass_fields__}
-    config = Config(**fields | {"resolution": (16, 16), "n_classes": 1})
-    ticks = iter([0.0, 100.0, 200.0, 203.0])  # the first step, compiling and all, does not count
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(ticks))
+    config = Config(**fields | {"resolution": (16, 16), "n_classes": 1})  # 2 recordings of 4 time steps
+    ticks = iter([0.0, 100.0, 200.0, 203.0, 0.0, 100.0, 200.0, 205.0, 0.0, 100.0, 200.0, 208.0])
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(ticks))  # the first step does not count
     assert cost.step_seconds(config) == 3.0
-    ticks = iter([0.0, 100.0, 200.0, 203.0])
     monkeypatch.setattr(cost, "CPU_PIXELS", 0)
-    assert cost.step_seconds(config) == 3.0 * config.batch_size * config.timesteps / cost.CPU_TIMESTEPS
+    monkeypatch.setattr(cost, "CPU_FRAMES", (2, 5))
+    assert cost.step_seconds(config) == 8.0 + 3 * (8.0 - 5.0) / 3
