@@ -1,4 +1,4 @@
-# make demo    train two small networks on freshly rendered events; pictures go to demo/
+# make demo    train four small networks on freshly rendered events, film them side by side; all in demo/
 # make board   TensorBoard on what the demo logged, or on LOGS=...: open the address that it prints
 # make test    ruff and the whole test suite
 # make slurm-test   sweep.sh on a real SLURM of two nodes, started for it: needs root, slurm-wlm and munge; two to three minutes
