@@ -97,7 +97,7 @@ def test_a_picture_is_handed_over_now_and_then(monkeypatch, step, shown):
     if shown:
         tracking, frames, labels_px = model.track(batch(model.config))
         targets = model.terms(tracking, labels_px)[-1]
-        wanted = frames[:, 0].sum((0, 1)), tracking.heatmaps[-1, 0, 0], targets[-1, 0, 0]
+        wanted = frames[:, 0].sum((0, 1)), tracking.heatmaps[-1, 0], targets[-1, 0]
         assert all(torch.equal(a, b) for a, b in zip(result["panel"], wanted, strict=True))
 
 
@@ -118,6 +118,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch, value, callback):
 def test_validation_averages_over_recordings(net, n_classes):
     """Batches of 2 and 1, weighted so; by shape, GERD's names or numbers; hp_metric without spike_reg."""
     model = built(net=net, n_classes=n_classes).eval()
+    model.on_validation_epoch_start()
     sums, shapes = {}, {3: ["circle", "square", "triangle"], 2: ["0", "1"], 1: []}[n_classes]
     for i, size in enumerate((2, 1)):
         data = batch(model.config, i, size)
@@ -135,7 +136,7 @@ def test_validation_averages_over_recordings(net, n_classes):
             bar = tag == "val/error_px"
             assert options == {"on_step": False, "on_epoch": True, "prog_bar": bar, "batch_size": size}, tag
         if i == 0:
-            wanted = frames[:, 0].sum((0, 1)), tracking.heatmaps[-1, 0, 0], targets[-1, 0, 0]
+            wanted = frames[:, 0].sum((0, 1)), tracking.heatmaps[-1, 0], targets[-1, 0]
             assert all(torch.equal(a, b) for a, b in zip(shown["panel"], wanted, strict=True))
     assert all(metric.compute().dtype == torch.float64 for metric, _ in calls.values())
 
