@@ -30,15 +30,34 @@ def by_bands(response, frames, state, radius, rows):
     padded = F.pad(frames.flatten(0, 2), (radius,) * 4).contiguous(memory_format=torch.channels_last)
     padded = padded.unflatten(0, (T, K, B))
     tops = range(0, max(H - 1, 1), rows)  # a last single row is not pooled: the band above takes it
-    parts, shares = [], []
+    whole, states, mean = None, [], 0
     for top, bottom in zip(tops, [*tops[1:], H], strict=True):
         part = padded[..., top : bottom + 2 * radius, :]
         before = None if state is None else type(state)(*(x[..., top:bottom, :] for x in state))
-        parts.append(checkpoint(response, part, before, use_reentrant=False, preserve_rng_state=False))
-        shares.append((bottom - top) / H)
-    outs, states, means = zip(*parts, strict=True)
-    mean = sum(share * mean for share, mean in zip(shares, means, strict=True))
-    return cat(outs, -2), _join_states(states, -2), mean
+        out, after, share = checkpoint(response, part, before, use_reentrant=False, preserve_rng_state=False)
+        out = out.movedim(-3, -1)
+        whole = out.new_empty(*out.shape[:3], H // 2, *out.shape[-2:]) if whole is None else whole
+        whole = _Write.apply(whole, out, slice(top // 2, bottom // 2))
+        states.append(after)
+        mean = mean + share * ((bottom - top) / H)
+    return whole.movedim(-1, -3), _join_states(states, -2), mean
+
+
+class _Write(torch.autograd.Function):
+    """`whole[..., rows, :, :] = part`, in place, without a copy of gradients.  Concatenated, bands would lie
+    in memory twice, and in small pieces that the process keeps."""
+
+    @staticmethod
+    def forward(ctx, whole, part, rows):
+        ctx.rows = rows
+        ctx.mark_dirty(whole)
+        whole[..., rows, :, :] = part
+        return whole
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad, grad[..., ctx.rows, :, :], None
 
 
 def split(state, K):
