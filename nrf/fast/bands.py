@@ -30,17 +30,23 @@ def by_bands(response, frames, state, radius, rows):
     padded = F.pad(frames.flatten(0, 2), (radius,) * 4).contiguous(memory_format=torch.channels_last)
     padded = padded.unflatten(0, (T, K, B))
     tops = range(0, max(H - 1, 1), rows)  # a last single row is not pooled: the band above takes it
-    whole, states, mean = None, [], 0
+    wholes, mean = None, 0
     for top, bottom in zip(tops, [*tops[1:], H], strict=True):
         part = padded[..., top : bottom + 2 * radius, :]
         before = None if state is None else type(state)(*(x[..., top:bottom, :] for x in state))
         out, after, share = checkpoint(response, part, before, use_reentrant=False, preserve_rng_state=False)
-        out = out.movedim(-3, -1)
-        whole = out.new_empty(*out.shape[:3], H // 2, *out.shape[-2:]) if whole is None else whole
-        whole = _Write.apply(whole, out, slice(top // 2, bottom // 2))
-        states.append(after)
         mean = mean + share * ((bottom - top) / H)
-    return whole.movedim(-1, -3), _join_states(states, -2), mean
+        bands = [band.movedim(-3, -1) for band in (out, *(after or ()))]
+        rows = [slice(top // 2, bottom // 2)] + [slice(top, bottom)] * (len(bands) - 1)
+        if wholes is None:
+            heights = [H // 2] + [H] * (len(bands) - 1)
+            wholes = [
+                x.new_empty(*x.shape[:-3], height, *x.shape[-2:])
+                for x, height in zip(bands, heights, strict=True)
+            ]
+        wholes = list(map(_Write.apply, wholes, bands, rows))
+    out, *variables = (whole.movedim(-1, -3) for whole in wholes)
+    return out, type(after)(*variables) if after else None, mean
 
 
 class _Write(torch.autograd.Function):
@@ -70,15 +76,12 @@ def split(state, K):
 def join(parts):
     """Responses, state and mean responses of K channels, from those of each."""
     outs, states, means = zip(*parts, strict=True)
-    return cat(outs, 1), _join_states(states, 0), torch.cat(means)
-
-
-def _join_states(states, dim):
     if states[0] is None:
-        return None
-    return type(states[0])(*(cat(variables, dim) for variables in zip(*states, strict=True)))
+        return cat(outs, 1), None, torch.cat(means)
+    state = type(states[0])(*(cat(variables, 0) for variables in zip(*states, strict=True)))
+    return cat(outs, 1), state, torch.cat(means)
 
 
 def cat(parts, dim):
-    """`torch.cat` of (..., C, H, W), channels last in memory.  dim: from the front, or -2, that of H."""
-    return torch.cat([part.movedim(-3, -1) for part in parts], dim if dim >= 0 else dim - 1).movedim(-1, -3)
+    """`torch.cat` of (..., C, H, W), channels last in memory.  dim: from the front."""
+    return torch.cat([part.movedim(-3, -1) for part in parts], dim).movedim(-1, -3)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nrf.config import Config
+from nrf.config import Config, table
 from nrf.fast.pooling import average_pool, max_pool
 from nrf.network.field_weights import FieldWeights
 from nrf.network.layers import (
@@ -29,7 +29,9 @@ from nrf.network.layers import (
 )
 from nrf.network.neurons import kind
 from nrf.theory.receptive_fields import (
+    FAMILIES,
     KERNEL_SIZES,
+    SCHEMES,
     bank_layout,
     bank_weights,
     spatial_kernels,
@@ -37,6 +39,9 @@ from nrf.theory.receptive_fields import (
     temporal_rates_hz,
 )
 
+table("receptive_fields", FAMILIES)
+table("init_scheme_spatial", SCHEMES)
+table("init_scheme_temporal", SCHEMES)
 POOLING = 16  # pixels of the field per cell in front of the read-out, per axis
 
 

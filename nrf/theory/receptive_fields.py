@@ -9,7 +9,9 @@ FIDELITY 1-4, 50-52.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +21,6 @@ from nrf.theory.affine_gaussian import affine_kernels, field_from_axes
 KERNEL_SIZES = (9, 7, 5)  # pixels, of layers 1, 2, 3
 DERIVATIVES = ((0, 0), (1, 0), (0, 1), (1, 1))  # orders along and across the direction of a field
 DOMAIN = 6.0  # a kernel of any size covers [-6, 6]^2: sigma shrinks in taps from layer to layer (FIDELITY 2)
-FAMILIES = ("published", "norse-1.1.0", "exact")
 SMALLEST_SIGMA = 0.4  # pixels, of the short axis of an exact field of variance 1
 KERNEL_DEVIATIONS = 6  # size of a kernel over the long axis's deviation of an exact field of variance 8
 SIGMA_RANGE = 0.3, 0.2  # pixels, and parts of the kernel's size, that no deviation of an exact field leaves
@@ -27,6 +28,29 @@ MIXING_GAIN = (
     2.0  # norm of the weights over the inputs of an exact field: about what rectification takes away
 )
 COLUMNS = ("variance", "angle_rad", "ratio", "dx", "dy")
+SCHEMES = ("rf", "uniform")  # to draw weights and time constants at the start
+
+
+class Family(NamedTuple):
+    """A row of `FAMILIES`: one family of receptive fields.
+
+    kernels: (rows (N, 5), size) -> the bank (N, size, size), cast by its callers.
+    half_turn: fields repeat after half a turn, and directions are spread over that.
+    round_once: round fields come once, not again for every angle.
+    mixed: layers of filtered inputs start with random orthogonal mixtures of them, not with their sum.
+    """
+
+    kernels: Callable[[Tensor, int], Tensor]
+    half_turn: bool = False
+    round_once: bool = True
+    mixed: bool = False
+
+
+def family_of(name: str) -> Family:
+    """The row of this name.  ValueError, with those that exist, for another."""
+    if name not in FAMILIES:
+        raise ValueError(f"receptive fields {name!r}: expected one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
 
 
 def spatial_angles(n_angles: int, family: str = "published", further: int = 0) -> Tensor:
@@ -34,7 +58,7 @@ def spatial_angles(n_angles: int, family: str = "published", further: int = 0) -
     as published, so that further ones do not move the last (FIDELITY 90); exact ones evenly over the half
     turn after which a field repeats."""
     count = n_angles + further
-    if family == "exact":
+    if family_of(family).half_turn:
         return torch.arange(count) * (math.pi / count)
     return torch.linspace(0, 2 * math.pi - math.pi / n_angles, count)
 
@@ -49,8 +73,6 @@ def spatial_parameters(
     the paper's 4, 4, 3), or repeated for every angle ("norse-1.1.0": 192 rows; FIDELITY 1).  n_angles_grow >
     0 adds to the i-th ratio fields at n_angles + i * n_angles_grow angles and, as published, sorts the rows.
     ValueError for counts below 1."""
-    if family not in FAMILIES:
-        raise ValueError(f"receptive fields {family!r}: expected one of {', '.join(FAMILIES)}")
     if min(n_scales, n_angles, n_ratios) < 1 or n_angles_grow < 0:
         raise ValueError(
             f"n_scales {n_scales}, n_angles {n_angles}, n_ratios {n_ratios}: expected at least 1, "
@@ -60,7 +82,8 @@ def spatial_parameters(
     ratios = torch.sqrt(1.5 ** torch.arange(n_ratios))
     angles = spatial_angles(n_angles, family)
     fields = list(itertools.product(variances, angles, ratios[1:]))
-    fields += itertools.product(variances, angles if family == "norse-1.1.0" else angles[:1], ratios[:1])
+    round_angles = angles[:1] if family_of(family).round_once else angles
+    fields += itertools.product(variances, round_angles, ratios[:1])
     if n_angles_grow:
         for i, ratio in enumerate(ratios[1:], start=1):
             grown = spatial_angles(n_angles, family, further=i * n_angles_grow)
@@ -119,24 +142,29 @@ def derivative_index(rows: Tensor) -> Tensor:
 def spatial_kernels(
     rows: Tensor, size: int, family: str = "published", dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The bank: kernels (N, size, size) of `rows` (N, 5).
+    """The bank: kernels (N, size, size) of `rows` (N, 5)."""
+    return family_of(family).kernels(rows, size).to(dtype)
 
-    "exact": the affine Gaussian derivatives of `exact_axes`.  Otherwise as the published system builds them.
+
+def exact_kernels(rows: Tensor, size: int) -> Tensor:
+    """The affine Gaussian derivatives of `exact_axes`."""
+    fields, which = rows[:, :3].double().unique(dim=0, return_inverse=True)
+    kernels = affine_kernels(field_from_axes(*exact_axes(fields, size), fields[:, 1]), DERIVATIVES, size)
+    return kernels[which, derivative_index(rows)]
+
+
+def published_kernels(rows: Tensor, size: int, family: str = "published") -> Tensor:
+    """Kernels as the published system builds them.
+
     Each derivative is a central difference with unit step (one-sided at the borders) along the field's
     direction, or across it, times the field's variance; those along come first, in alternation.
     "norse-1.1.0" takes the direction's cosine along rows instead of columns, as that release does (FIDELITY
     3). Source: FIDELITY 1-3; `norse.torch.functional.receptive_field` of either version.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"receptive fields {family!r}: expected one of {', '.join(FAMILIES)}")
-    if family == "exact":
-        fields, which = rows[:, :3].double().unique(dim=0, return_inverse=True)
-        kernels = affine_kernels(field_from_axes(*exact_axes(fields, size), fields[:, 1]), DERIVATIVES, size)
-        return kernels[which, derivative_index(rows)].to(dtype)
     variance, angle_rad, ratio, *orders = rows.double().unbind(-1)
     directions = angle_rad, angle_rad + math.pi / 2
     covariance = covariance_matrix(variance, angle_rad, ratio)
-    return difference_kernels(covariance, directions, variance, orders, size, family).to(dtype)
+    return difference_kernels(covariance, directions, variance, orders, size, family)
 
 
 def difference_kernels(
@@ -178,7 +206,7 @@ def bank_layout(
     amplitude = torch.ones(out_channels, in_channels)
     if out_channels > in_channels or in_channels > n:
         return (torch.arange(out_channels) % n)[:, None].repeat(1, in_channels), amplitude
-    if family == "exact":
+    if family_of(family).mixed:
         amplitude = MIXING_GAIN * torch.linalg.qr(torch.randn(in_channels, in_channels)).Q[:out_channels]
     return torch.arange(in_channels).repeat(out_channels, 1), amplitude
 
@@ -198,7 +226,16 @@ def temporal_rates_hz(
     "uniform": drawn uniformly between the fastest and the slowest of those, unsorted; a single one stays.
     Source: paper, Methods (temporal scales); Norse's `temporal_scale_distribution`.
     """
+    if scheme not in SCHEMES:
+        raise ValueError(f"time constants {scheme!r}: expected one of {', '.join(SCHEMES)}")
     rates = 1000 / torch.sqrt(30 * 4.0 ** torch.arange(n_scales))
     if scheme == "uniform" and n_scales > 1:
         rates.uniform_(float(rates[-1]), float(rates[0]), generator=generator)
     return rates
+
+
+FAMILIES = {
+    "published": Family(published_kernels),
+    "norse-1.1.0": Family(partial(published_kernels, family="norse-1.1.0"), round_once=False),
+    "exact": Family(exact_kernels, half_turn=True, mixed=True),
+}
