@@ -4,33 +4,35 @@ Coordinates are (T, B, N, 2), last axis (H, W): `_px` pixels from 0 to the field
 field as [-1, 1].  Source: DSNT, Nibali et al. 2018; paper, Methods (coordinates); FIDELITY 9-10.
 """
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nrf.config import table
 
 
-def pixel_to_unit(position_px, resolution):
+def pixel_to_unit(position_px: Tensor, resolution: Sequence[int]) -> Tensor:
     """Pixels (..., 2) in a field of `resolution` (H, W) as units: 0 is -1 and H (or W) is +1."""
     return position_px * 2 / _size(resolution, position_px) - 1
 
 
-def unit_to_pixel(position_unit, resolution):
+def unit_to_pixel(position_unit: Tensor, resolution: Sequence[int]) -> Tensor:
     """The inverse of `pixel_to_unit`."""
     return (position_unit + 1) * _size(resolution, position_unit) / 2
 
 
-def _size(resolution, like):
+def _size(resolution: Sequence[int], like: Tensor) -> Tensor:
     """(H, W) as a tensor like another: filled in there, since a copy from the CPU would wait for a GPU."""
     return torch.stack([like.new_full((), pixels) for pixels in resolution])
 
 
-def unit_grid(n, like):
+def unit_grid(n: int, like: Tensor) -> Tensor:
     """Centres of n cells from -1 to 1, both included (n,): float32 constants, as published, as `like`."""
     return torch.linspace(-1, 1, n, device=like.device).to(like.dtype)
 
 
-def spatial_mean(heatmaps):
+def spatial_mean(heatmaps: Tensor) -> Tensor:
     """DSNT: the mean position (..., 2) in units of heat maps (..., H, W) that sum to 1."""
     *_, H, W = heatmaps.shape
     along_h = (heatmaps.sum(-1) * unit_grid(H, heatmaps)).sum(-1)
@@ -43,7 +45,7 @@ class DSNT(nn.Module):
 
     has_state = False
 
-    def forward(self, heatmaps, state=None):
+    def forward(self, heatmaps: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         return spatial_mean(heatmaps), state
 
 
@@ -56,11 +58,11 @@ class DSNTLI(nn.Module):
 
     has_state = True
 
-    def __init__(self, li_tm=0.9):
+    def __init__(self, li_tm: float = 0.9) -> None:
         super().__init__()
         self.li_tm = nn.Parameter(torch.full((2,), li_tm))
 
-    def forward(self, heatmaps, state=None):
+    def forward(self, heatmaps: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         positions = spatial_mean(heatmaps)
         s = torch.zeros_like(positions[0]) if state is None else state
         trace = []
@@ -78,7 +80,7 @@ class HottestPixel(nn.Module):
 
     has_state = False
 
-    def forward(self, heatmaps, state=None):
+    def forward(self, heatmaps: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         *_, H, W = heatmaps.shape
         cell = heatmaps.flatten(-2).argmax(-1)
         hottest = torch.stack([unit_grid(H, heatmaps)[cell // W], unit_grid(W, heatmaps)[cell % W]], -1)

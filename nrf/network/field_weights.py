@@ -9,7 +9,7 @@ every tap.  Source: paper, Methods (spatial receptive fields); FIDELITY 53.
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nrf.theory.affine_gaussian import affine_kernels, field_from_axes
 from nrf.theory.receptive_fields import DERIVATIVES, SIGMA_RANGE, derivative_index, exact_axes
@@ -25,7 +25,10 @@ class FieldWeights(nn.Module):
     of channels.  amplitude: (out, in), its factor at the start.  Parameters: `sigma_logit` (F, 2), where ln
     sigma stands between its bounds (`sigma` gives pixels), `phi_rad` (F,) and `amplitude` (out, in)."""
 
-    def __init__(self, rows, size, field, amplitude):
+    order: Tensor
+    field: Tensor
+
+    def __init__(self, rows: Tensor, size: int, field: Tensor, amplitude: Tensor) -> None:
         super().__init__()
         self.size = size
         self.bounds = math.log(SIGMA_RANGE[0]), math.log(SIGMA_RANGE[1] * size)
@@ -38,15 +41,16 @@ class FieldWeights(nn.Module):
         self.amplitude = nn.Parameter(amplitude.clone())
 
     @property
-    def sigma(self):
+    def sigma(self) -> Tensor:
         """Deviations in pixels along and across the direction of each field, float64 (F, 2)."""
         low, high = self.bounds
         return torch.exp(low + (high - low) * torch.sigmoid(_float64(self.sigma_logit)))
 
     @property
-    def weight(self):
+    def weight(self) -> Tensor:
         with torch.autocast(self.amplitude.device.type, enabled=False):
-            fields = field_from_axes(*self.sigma.unbind(-1), _float64(self.phi_rad))
+            sigma_u, sigma_v = self.sigma.unbind(-1)
+            fields = field_from_axes(sigma_u, sigma_v, _float64(self.phi_rad))
             kernels = affine_kernels(fields, DERIVATIVES, self.size)
             kernels = kernels[
                 torch.arange(len(kernels), device=kernels.device), self.order.to(kernels.device)
@@ -55,6 +59,6 @@ class FieldWeights(nn.Module):
             return self.amplitude[..., None, None] * kernels[self.field]
 
 
-def _float64(tensor):
+def _float64(tensor: Tensor) -> Tensor:
     """In float64, on the CPU where the device has none."""
     return (tensor.cpu() if tensor.device.type in NO_FLOAT64 else tensor).double()

@@ -136,7 +136,7 @@ class SpatioTemporalModel(nn.Module):
         frames = frames.movedim(-3, -1).contiguous().movedim(-1, -3)  # channels last in memory
         groups = self.groups()
         states = ((None,) * len(KERNEL_SIZES),) * len(groups) if state is None else state.fields
-        total, after, activities = 0, [], frames.new_zeros(len(self.channels))
+        total, after, activities = frames.new_zeros(()), [], frames.new_zeros(len(self.channels))
         for group, before in zip(groups, states, strict=True):
             # without a time constant, channels that share weights are one and the same (FIDELITY 13)
             same = not self.neuron.has_tau and not self.config.skip_connections

@@ -88,7 +88,7 @@ def respond(net: str, current: Tensor, rate_hz=None, state=None, dt=DT_S, backen
     returned, rest if None: two chunks equal the whole.  dt: seconds.
     """
     neuron = kind(net, backend)
-    if backend == "norse":
+    if backend == "norse" and neuron.norse:
         cell, parameters = neuron.norse
         return _walk(neuron, cell, current, parameters(tau_mem_inv=rate_hz), state, dt)
     return run(neuron, current, None if rate_hz is None else dt * rate_hz, state, backend)

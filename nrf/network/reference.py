@@ -6,7 +6,8 @@ names, everything published comes out, differentiable.  Frames and maps are (T, 
 N, 2) along (H, W).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from norse.torch.functional.leaky_integrator_box import LIBoxParameters, LIBoxState, li_box_feed_forward_step
@@ -15,11 +16,15 @@ from norse.torch.functional.lif_box import (
     LIFBoxParameters,
     lif_box_feed_forward_step,
 )
+from torch import Tensor
 from torch.nn import functional as F
+
+from nrf.config import Config
 
 V_TH = torch.tensor(0.1)  # float32, as published
 ALPHA = 10.0
 LAYERS = 3
+Tensors = dict[str, Tensor]  # by published name
 RECTIFY = {
     "softmax": lambda maps: torch.softmax(maps.flatten(-2), -1).view_as(maps),
     "sigmoid": torch.sigmoid,
@@ -32,25 +37,27 @@ class SuperSpike(torch.autograd.Function):
     """1 where `distance` is positive; backward 1 / (alpha |distance| + 1)^2, as in Norse's later source."""
 
     @staticmethod
-    def forward(ctx, distance, alpha):
+    def forward(ctx: Any, distance: Tensor, alpha: Tensor | float) -> Tensor:
         ctx.save_for_backward(distance)
         ctx.alpha = alpha
         return (distance > 0).to(distance.dtype)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (distance,) = ctx.saved_tensors
         return grad / (ctx.alpha * distance.abs() + 1) ** 2, None
 
 
-def lif_step(x, state, p: LIFBoxParameters, dt=1e-3):
+def lif_step(
+    x: Tensor, state: LIFBoxFeedForwardState, p: LIFBoxParameters, dt: float = 1e-3
+) -> tuple[Tensor, LIFBoxFeedForwardState]:
     """Norse's `lif_box_feed_forward_step` with an alpha that counts (Norse 1.1.0 takes 1 whatever p says)."""
     u = state.v + dt * p.tau_mem_inv * (x - state.v)
     z = SuperSpike.apply(u - p.v_th, p.alpha)
     return z, LIFBoxFeedForwardState((1 - z) * u)
 
 
-def walk(cell, current, p, state, dt=1e-3):
+def walk(cell: Callable, current: Tensor, p: Any, state: Any, dt: float = 1e-3) -> tuple[Tensor, Any]:
     """A cell of Norse over `current` (T, ...): all outputs and the last state."""
     outputs = []
     for x in current:
@@ -59,12 +66,19 @@ def walk(cell, current, p, state, dt=1e-3):
     return torch.stack(outputs), state
 
 
-def norse_li(current, rate_hz, v0):
+def norse_li(current: Tensor, rate_hz: Tensor, v0: Tensor) -> tuple[Tensor, LIBoxState]:
     """Voltages and state of Norse's leaky integrator."""
     return walk(li_box_feed_forward_step, current, LIBoxParameters(tau_mem_inv=rate_hz), LIBoxState(v0))
 
 
-def norse_lif(current, rate_hz, v0, v_th=V_TH, alpha=ALPHA, cell=lif_box_feed_forward_step):
+def norse_lif(
+    current: Tensor,
+    rate_hz: Tensor,
+    v0: Tensor,
+    v_th: Tensor = V_TH,
+    alpha: float = ALPHA,
+    cell: Callable = lif_box_feed_forward_step,
+) -> tuple[Tensor, LIFBoxFeedForwardState]:
     """Spikes and state of Norse's LIF, or of `lif_step` as `cell`."""
     p = LIFBoxParameters(tau_mem_inv=rate_hz, v_th=v_th, alpha=torch.as_tensor(alpha))
     return walk(cell, current, p, LIFBoxFeedForwardState(v0))
@@ -79,7 +93,15 @@ class Outcome(NamedTuple):
     state: dict
 
 
-def reference_run(config, parameters, buffers, warmup, x, labels_px, training=True):
+def reference_run(
+    config: Config,
+    parameters: Tensors,
+    buffers: Tensors,
+    warmup: Tensor,
+    x: Tensor,
+    labels_px: Tensor,
+    training: bool = True,
+) -> Outcome:
     """Warm-up without gradients, the window, its coordinates and losses, as one training step does.
 
     parameters, buffers: by published name, `net....` and `coordinate.li_tm`; left as they are.  labels_px:
@@ -93,7 +115,9 @@ def reference_run(config, parameters, buffers, warmup, x, labels_px, training=Tr
     return Outcome(maps, coordinates, activities, terms, buffers, state)
 
 
-def reference_forward(config, parameters, buffers, frames, state, training=True):
+def reference_forward(
+    config: Config, parameters: Tensors, buffers: Tensors, frames: Tensor, state: dict, training: bool = True
+) -> tuple[Tensor, Tensor, Tensor, dict]:
     """Rectified maps, coordinates, activities and state behind `frames`; `buffers` are updated in place."""
     maps, coordinates, activities = [], [], []
     for frame in frames:
@@ -106,7 +130,9 @@ def reference_forward(config, parameters, buffers, frames, state, training=True)
     return torch.stack(maps), torch.stack(coordinates), torch.stack(activities).mean(0), state
 
 
-def reference_step(config, parameters, buffers, frame, state, training=True):
+def reference_step(
+    config: Config, parameters: Tensors, buffers: Tensors, frame: Tensor, state: dict, training: bool = True
+) -> tuple[Tensor, Tensor, dict]:
     """One step of the network: heat map (B, N, h, w), not rectified, channels' activities, the new state."""
     state = dict(state)
     n_scales = config.n_spatial_scales if config.separate_spatial_channels else 1
@@ -129,12 +155,14 @@ def reference_step(config, parameters, buffers, frame, state, training=True):
         activities.append(torch.stack(means).mean())
     read = F.conv_transpose2d(torch.stack(outputs).mean(0), parameters["net.classifier.0.weight"])
     net = "ann" if config.net == "ann" else "li"
-    rate = parameters.get("net.classifier.1.tau_mem_inv")
-    heatmap, state["classifier"] = neuron(net, read, rate, state.get("classifier"))
+    read_rate = parameters.get("net.classifier.1.tau_mem_inv")
+    heatmap, state["classifier"] = neuron(net, read, read_rate, state.get("classifier"))
     return F.dropout(heatmap, config.dropout, training), torch.stack(activities), state
 
 
-def spatial_step(config, parameters, buffers, name, frame, training):
+def spatial_step(
+    config: Config, parameters: Tensors, buffers: Tensors, name: str, frame: Tensor, training: bool
+) -> Tensor:
     """Average-pool 2, [batch norm,] convolution of frames (B, C, H, W)."""
     frame = F.avg_pool2d(frame, 2)
     if config.batch_normalization:
@@ -151,7 +179,7 @@ def spatial_step(config, parameters, buffers, name, frame, training):
     return F.conv2d(frame, parameters[f"{name}.spatial.weight"], padding="same")
 
 
-def neuron(net, current, rate_hz, state):
+def neuron(net: str, current: Tensor, rate_hz: Tensor | None, state: Any) -> tuple[Tensor, Any]:
     """One step of ReLU, a rectified leaky integrator, or a LIF neuron."""
     if net == "ann":
         return F.relu(current), None
@@ -163,7 +191,7 @@ def neuron(net, current, rate_hz, state):
     return lif_step(current, state, LIFBoxParameters(tau_mem_inv=rate_hz, v_th=V_TH, alpha=ALPHA))
 
 
-def coordinate_step(config, parameters, heatmap, state):
+def coordinate_step(config: Config, parameters: Tensors, heatmap: Tensor, state: dict) -> tuple[Tensor, dict]:
     """Position (B, N, 2) in units of a heat map (B, N, H, W)."""
     H, W = heatmap.shape[-2:]
     along_h, along_w = (torch.linspace(-1, 1, n).to(heatmap) for n in (H, W))
@@ -178,7 +206,7 @@ def coordinate_step(config, parameters, heatmap, state):
     return mean, state
 
 
-def target_maps(labels_unit, shape):
+def target_maps(labels_unit: Tensor, shape: Sequence[int]) -> Tensor:
     """Gaussians of sigma 0.06 around the labels (T, B, N, 2), all together of sum 1."""
     h, w = (
         torch.exp(-(((torch.linspace(-1, 1, n).to(labels_unit) - y) / 0.06) ** 2) / 2)
@@ -188,14 +216,14 @@ def target_maps(labels_unit, shape):
     return maps / maps.sum()
 
 
-def kl(p, q):
+def kl(p: Tensor, q: Tensor) -> Tensor:
     """Kullback-Leibler divergence of maps (..., H, W)."""
     return (p * ((p + 1e-24).log() - (q + 1e-24).log())).sum((-2, -1))
 
 
-def regulariser(kind, p, q):
+def regulariser(kind: str, p: Tensor, q: Tensor) -> Tensor:
     """The heat maps' regulariser: summed over time, averaged over the rest."""
-    total = 0
+    total = p.new_zeros(())
     for p_t, q_t in zip(p, q, strict=True):
         if kind == "js":
             middle = (p_t + q_t) / 2
@@ -204,10 +232,12 @@ def regulariser(kind, p, q):
             total = total + kl(p_t, q_t).mean()
         elif kind == "var":
             total = total + (p_t.var() - q_t.var()).abs()
-    return torch.as_tensor(total, dtype=p.dtype)
+    return total
 
 
-def reference_losses(config, maps, coordinates, activities, labels_px):
+def reference_losses(
+    config: Config, maps: Tensor, coordinates: Tensor, activities: Tensor, labels_px: Tensor
+) -> Tensors:
     """Every term of the training loss, and their sum."""
     labels_unit = labels_px * 2 / labels_px.new_tensor(config.resolution) - 1
     targets = target_maps(labels_unit, maps.shape[-2:])
@@ -218,4 +248,4 @@ def reference_losses(config, maps, coordinates, activities, labels_px):
     if config.net == "lif":
         distance = config.regularization_activity_mean - activities
         terms["spike_reg"] = (distance**2 * config.regularization_activity_scale).sum()
-    return {**terms, "loss": sum(terms.values())}
+    return {**terms, "loss": torch.stack(list(terms.values())).sum()}
