@@ -44,7 +44,7 @@ def card(rows, rendering, training, command, reduced):
         table,
         f"Reduced: {reduced}" if reduced else "The paper's full size.",
         "## How they were made",
-        f"`{command}`, of each kind the seed with the smallest error, which renders and trains with",
+        f"`{command}` takes of each kind the seed with the smallest error; it renders and trains with",
         "```sh\n" + "\n".join(f"python3 -m nrf {line}" for line in calls) + "\n```",
         f"nrf {__version__}, torch {torch.__version__}, {platform.machine()} {platform.system()}.",
     ]

@@ -22,7 +22,7 @@ def test_it_leaves_the_figure_and_does_nothing_twice(tmp_path, two_runs, capsys)
     printed = capsys.readouterr().out
     for name in ("errors.png", "curves.png", "index.html", "reproduction.md", "errors/spatial/windows.csv"):
         assert (tmp_path / name).stat().st_size > 100
-    assert re.search(r"\| spatial \| LI +\| \d\.\d\d +\| \d\.\d\d", printed)
+    assert re.search(r"\| spatial \| LI +\| \d\.\d\d(, \d idle)? +\| \d\.\d\d", printed)
     assert "tiny-02-seed3: finished" in printed and "1 left" in printed
     assert reproduce.main(words) == 0
     again = capsys.readouterr().out
