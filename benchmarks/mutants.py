@@ -18,9 +18,10 @@ NO_MUTANT = "none.of.them"  # a name that lets mutmut write all mutants, and run
 
 
 def mutmut(*arguments):
-    """mutmut's own output."""
+    """mutmut's output, without its moving bars."""
     words = [sys.executable, "-m", "mutmut", *arguments]
-    return subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return re.sub(r"(?m)^[\u2800-\u28ff].*\n", "", done.stdout)
 
 
 def names():

@@ -172,7 +172,7 @@ def dense_frames(
     # A frame is in stack_frames steps: the oldest of one, newer in those before.  The steps of both halves as
     # one are made, with space before the first; those across the middle are left out in the end.
     n_steps, in_step = 2 * window + stack_frames - 1, B * stack_frames * cells
-    sample = torch.repeat_interleave(torch.arange(B, device=device), batch.counts, output_size=len(events))
+    sample = torch.repeat_interleave(batch.counts, output_size=len(events))
     place = torch.add(events, sample, alpha=stack_frames * cells)  # x + alpha * y, in one pass
     place = torch.add(place, events // cells, alpha=in_step - cells)
     frames = torch.zeros(n_steps * in_step, dtype=torch.uint8, device=device)

@@ -495,3 +495,19 @@ def test_frames_are_made_on_the_device_of_their_events():
     batch = EventBatch(events, torch.empty(2, dtype=torch.int64, device="meta"), None)
     halves = dense_frames(batch, (4, 5), 3, 2)
     assert all(half.device.type == "meta" and half.shape == (3, 2, 4, 4, 5) for half in halves)
+
+
+def test_windows_that_32_bits_just_count_are_taken(tmp_path):
+    (tmp_path / "a").mkdir()
+    shape = (4, 2, 2**14, 2**15 - 1)
+    last = torch.tensor([[1, 1, 2**14 - 1, 2**15 - 2]])  # of the window of two frames
+    write_recording(tmp_path / "a" / "0.dat", last, torch.zeros(4, 1, 2), shape)
+    (sample,) = ShapeDataset(tmp_path, 1, "all")
+    assert sample.events.tolist() == [2**31 - 2**16 - 1]
+
+
+def test_workers_stay_and_end_with_their_parent(data):
+    dataset = ShapeDataset(data, 4)
+    assert not loader(dataset, 2, False).persistent_workers
+    several = loader(dataset, 2, False, num_workers=1)
+    assert several.persistent_workers and several.worker_init_fn.__module__ == "nrf.data.dataset"
