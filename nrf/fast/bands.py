@@ -7,7 +7,6 @@ small enough to stay in cache from its convolution to its pooled responses.
 
 import torch
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 # cells of a band's responses, over all steps: on a CPU they stay in cache, on a GPU each band costs the start
 # of some twenty kernels
@@ -20,50 +19,96 @@ def band_rows(frames, n_responses):
     return 2 * max(1, BAND.get(frames.device.type, BAND["cpu"]) // (2 * cells))
 
 
-def by_bands(response, frames, state, radius, rows):
+def by_bands(response, frames, state, radius, rows, parameters):
     """What `response(frames, state)` returns: pooled responses, state, mean responses.
 
     response: takes frames that have `radius` rows and columns of padding on each side, convolves them without
     any more, and pools by 2.  frames: (T, K, B, C, H, W).  state: NamedTuple of tensors (..., H, W), or None.
+    parameters: all tensors behind the response that may want a gradient.
     """
-    T, K, B, _, H, W = frames.shape
+    T, K, B, *_, H, _ = frames.shape
     padded = F.pad(frames.flatten(0, 2), (radius,) * 4).contiguous(memory_format=torch.channels_last)
-    padded = padded.unflatten(0, (T, K, B))
-    tops = range(0, max(H - 1, 1), rows)  # a last single row is not pooled: the band above takes it
-    wholes, mean = None, 0
-    for top, bottom in zip(tops, [*tops[1:], H], strict=True):
-        part = padded[..., top : bottom + 2 * radius, :]
-        before = None if state is None else type(state)(*(x[..., top:bottom, :] for x in state))
-        out, after, share = checkpoint(response, part, before, use_reentrant=False, preserve_rng_state=False)
-        mean = mean + share * ((bottom - top) / H)
-        bands = [band.movedim(-3, -1) for band in (out, *(after or ()))]
-        rows = [slice(top // 2, bottom // 2)] + [slice(top, bottom)] * (len(bands) - 1)
-        if wholes is None:
-            heights = [H // 2] + [H] * (len(bands) - 1)
-            wholes = [
-                x.new_empty(*x.shape[:-3], height, *x.shape[-2:])
-                for x, height in zip(bands, heights, strict=True)
-            ]
-        wholes = list(map(_Write.apply, wholes, bands, rows))
-    out, *variables = (whole.movedim(-1, -3) for whole in wholes)
-    return out, type(after)(*variables) if after else None, mean
+    plan = _Plan(response, type(state), H, radius, rows)
+    variables = () if state is None else tuple(state)
+    tensors = padded.unflatten(0, (T, K, B)), *variables, *parameters
+    out, *after, mean = _Bands.apply(plan, len(variables), *tensors)
+    return out, plan.state(*after) if after else None, mean
 
 
-class _Write(torch.autograd.Function):
-    """`whole[..., rows, :, :] = part`, in place, without a copy of gradients.  Concatenated, bands would lie
-    in memory twice, and in small pieces that the process keeps."""
+class _Plan:
+    """The bands of a response, and what each returns."""
+
+    def __init__(self, response, state, height, radius, rows):
+        self.response, self.state, self.height, self.radius = response, state, height, radius
+        tops = range(0, max(height - 1, 1), rows)  # a last single row is not pooled: the band above takes it
+        self.spans = list(zip(tops, [*tops[1:], height], strict=True))
+
+    def band(self, top, bottom, padded, variables):
+        """Parts of the results, channels last, and the mean responses as this band counts among them."""
+        before = self.state(*(x[..., top:bottom, :] for x in variables)) if variables else None
+        part = padded[..., top : bottom + 2 * self.radius, :]
+        out, after, mean = self.response(part, before)
+        self.state = type(after)
+        return [x.movedim(-3, -1) for x in (out, *(after or ()))], mean * ((bottom - top) / self.height)
 
     @staticmethod
-    def forward(ctx, whole, part, rows):
-        ctx.rows = rows
-        ctx.mark_dirty(whole)
-        whole[..., rows, :, :] = part
-        return whole
+    def rows(top, bottom, n):
+        """Where the parts of a band lie in n results; the first are pooled."""
+        return [slice(top // 2, bottom // 2), *[slice(top, bottom)] * (n - 1)]
+
+
+class _Bands(torch.autograd.Function):
+    """All results, written band by band into place.  Concatenated they would lie in memory twice, and kept by
+    `torch.utils.checkpoint` in pieces that the process does not give back: twice its peak, measured."""
+
+    @staticmethod
+    def forward(ctx, plan, n_variables, padded, *tensors):
+        wholes, mean = None, 0
+        for top, bottom in plan.spans:
+            parts, share = plan.band(top, bottom, padded, tensors[:n_variables])
+            mean = mean + share
+            if wholes is None:
+                heights = [plan.height // 2, *[plan.height] * (len(parts) - 1)]
+                wholes = [
+                    part.new_empty(*part.shape[:-3], height, *part.shape[-2:])
+                    for part, height in zip(parts, heights, strict=True)
+                ]
+            for whole, part, rows in zip(wholes, parts, plan.rows(top, bottom, len(parts)), strict=True):
+                whole[..., rows, :, :] = part
+        ctx.plan, ctx.n_variables, device = plan, n_variables, padded.device.type
+        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        ctx.save_for_backward(padded, *tensors)
+        ctx.set_materialize_grads(False)
+        return *(whole.movedim(-1, -3) for whole in wholes), mean
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return grad, grad[..., ctx.rows, :, :], None
+    def backward(ctx, *grads):
+        *grads, grad_mean = grads
+        grads = [None if grad is None else grad.movedim(-3, -1) for grad in grads]
+        inputs, plan = ctx.saved_tensors, ctx.plan
+        needed = [i for i, need in enumerate(ctx.needs_input_grad[2:]) if need]
+        totals = {i: torch.zeros_like(inputs[i]) for i in needed}
+        for top, bottom in plan.spans:
+            leaves = [
+                x.detach().requires_grad_(i in needed) for i, x in enumerate(inputs[: 1 + ctx.n_variables])
+            ]
+            with torch.enable_grad(), torch.autocast(*ctx.autocast):
+                parts, share = plan.band(top, bottom, leaves[0], leaves[1:])
+            rows = plan.rows(top, bottom, len(parts))
+            wanted = [
+                (part, grad[..., own, :, :])
+                for part, grad, own in zip(parts, grads, rows, strict=True)
+                if grad is not None
+            ]
+            wanted += [] if grad_mean is None else [(share, grad_mean)]
+            values, of_values = zip(*((v, g) for v, g in wanted if v.requires_grad), strict=True)
+            sources = [*leaves, *inputs[len(leaves) :]]
+            found = torch.autograd.grad(values, [sources[i] for i in needed], of_values, allow_unused=True)
+            for i, grad in zip(needed, found, strict=True):
+                if grad is not None:
+                    totals[i] += grad
+        return None, None, *(totals.get(i) for i in range(len(inputs)))
 
 
 def split(state, K):

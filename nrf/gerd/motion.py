@@ -308,6 +308,11 @@ def _bounce(start, speed, reach, extent):
         raise ValueError(
             f"a shape of {reach.sum(1).max():.1f} pixels does not fit into {extent}: expected smaller sizes"
         )
+    if np.min(high - low) < abs(speed):  # it would jump from border to border, nearly on the spot
+        raise ValueError(
+            f"a shape of {reach.sum(1).max():.1f} pixels has {np.min(high - low):.2f} pixels to move in, in "
+            f"{extent}, less than its {abs(speed):g} a frame: expected a smaller size or velocity"
+        )
     place, path = low[0] + start * (high[0] - low[0]), []
     for first, last in zip(low, high, strict=True):
         place += speed if path else 0.0

@@ -103,6 +103,10 @@ class SpatioTemporalRF(nn.Module):
         self.spatial, self.temporal = spatial, temporal
         self.skip_connection, self.recompute = skip_connection, recompute
 
+    def trained_beside_filters(self):
+        """Parameters of the neurons and, where there is one, the skip connection."""
+        return [*self.temporal.parameters(), *([self.skip_weight] if self.skip_connection else [])]
+
     def forward(self, frames, state=None):
         """(T, B, C, H, W) and a state to (T, B, N, H // 2, W // 2) and a state."""
         out, state, _ = layer_response([self], average_pool(frames)[:, None], state)
@@ -164,7 +168,9 @@ def layer_response(layers: Sequence[SpatioTemporalRF], frames, state=None, pool=
     if layers[0].recompute and pool is not None and spatial.convolution != "spectral":
         rows = band_rows(frames, len(layers) * len(weight))
         if rows < frames.shape[-2] and not spectral_is_faster(frames.flatten(0, 2), weight):
-            return by_bands(partial(response, layers, F.conv2d), frames, state, weight.shape[-1] // 2, rows)
+            trained = [weight, *(p for layer in layers for p in layer.trained_beside_filters())]
+            banded = partial(response, layers, F.conv2d)
+            return by_bands(banded, frames, state, weight.shape[-1] // 2, rows, trained)
     if frames.shape[1] > 1 and frames.numel() >= APART:  # so the backward pass frees one after the other
         channels = zip(layers, frames.split(1, 1), split(state, len(layers)), strict=True)
         return join([response([layer], whole, part, before) for layer, part, before in channels])

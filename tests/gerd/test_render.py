@@ -404,3 +404,25 @@ def test_a_size_that_falls_to_nothing_is_refused():
 def test_replay_of_clean_is_refused():
     with pytest.raises(ValueError, match="expected published or gerd-0.5.1"):
         replay(RenderParameters("clean"), 0)
+
+
+@pytest.mark.parametrize("kind", ["circle", "square", "triangle"])
+@pytest.mark.parametrize("velocity", [0.1, 0.5, 3.0])
+def test_a_true_shape_moves_at_its_speed_or_is_refused(kind, velocity):
+    """For sizes up to the field's: each step is `velocity` along both axes but where it turns round."""
+    moved = refused = 0
+    for scale in np.linspace(20, 31.99, 13):
+        p = RenderParameters(
+            generator="clean", resolution=(32, 32), shapes=(kind,), scale=scale, velocity=velocity, length=40
+        )
+        try:
+            labels = np.asarray(render(p, 3).labels)[:, 0]
+        except ValueError as error:
+            assert "to move in" in str(error) and "expected a smaller size or velocity" in str(error)
+            refused += 1
+            continue
+        steps = np.abs(np.diff(labels, axis=0))
+        assert np.median(steps) == pytest.approx(velocity, rel=1e-3) or steps.max() <= velocity * 1.001
+        assert steps.max() <= velocity * 1.001 and labels.std(0).min() > 0
+        moved += 1
+    assert moved and refused

@@ -178,7 +178,7 @@ def test_bands_are_the_whole(project, monkeypatch, net, skips, normalisation, ap
     runs, rows = [], []
     monkeypatch.setitem(bands.BAND, "cpu", 2**12)  # 6 bands of the 26 rows
     monkeypatch.setattr(layers, "APART", apart)
-    monkeypatch.setattr(layers, "by_bands", lambda *args: rows.append(args[-1]) or bands.by_bands(*args))
+    monkeypatch.setattr(layers, "by_bands", lambda *args: rows.append(args[4]) or bands.by_bands(*args))
     for checkpointed in (0, 1):
         model = project.build(Config(**options, checkpoint_activations=checkpointed))
         generator = torch.Generator().manual_seed(0)
