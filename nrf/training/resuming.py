@@ -200,6 +200,7 @@ class Resume(Callback):
     def on_save_checkpoint(self, trainer, model, checkpoint):
         del checkpoint["loops"]
         self.place.logged = trainer.fit_loop.epoch_loop._batches_that_stepped
+        checkpoint["epoch"] = self.place.position.epoch  # Lightning's own depends on where a run had stopped
         checkpoint["place"], checkpoint["conditions"] = dataclasses.asdict(self.place), self.conditions
         checkpoint["gradients"] = self._unused_gradients(trainer, model)
         logs = [logger.sizes() for logger in trainer.loggers if isinstance(logger, RunLogger)]
