@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nrf.data.dataset import EventBatch, ShapeDataset, collate, dense_frames, loader
+from nrf.data.dataset import EventBatch, ShapeDataset, collate, dense_frames, loader, stacked
 from nrf.data.recordings import DataError, read_recording, write_recording
 
 GERD = (  # of release 0.5.1, and of the paper's version
@@ -465,6 +465,10 @@ def test_the_order_is_that_of_a_generator_of_seed_and_epoch(data):
         assert sum(alone, []) == order[: len(order) // 6 * 6] and {len(batch) for batch in alone} == {6}
         shares = [loader(dataset, 3, True, seed=seed, rank=k, n_processes=2).batch_sampler for k in range(2)]
         assert [(batch[::2], batch[1::2]) for batch in alone] == list(zip(*shares, strict=True))
+    share = loader(dataset, 6, shuffle=True, seed=7).batch_sampler
+    share.position.epoch = 3
+    generator = torch.Generator().manual_seed(7 * 1_000_003 + 3)
+    assert next(iter(share)) == torch.randperm(len(dataset), generator=generator).tolist()[:6]
     shares = [loader(dataset, 5, False, rank=k, n_processes=3).batch_sampler for k in range(3)]
     assert sorted(sum((batch for share in shares for batch in share), [])) == list(range(len(dataset)))
     assert [next(iter(share)) for share in shares] == [list(range(k, 15, 3)) for k in range(3)]
@@ -504,6 +508,16 @@ def test_windows_that_32_bits_just_count_are_taken(tmp_path):
     write_recording(tmp_path / "a" / "0.dat", last, torch.zeros(4, 1, 2), shape)
     (sample,) = ShapeDataset(tmp_path, 1, "all")
     assert sample.events.tolist() == [2**31 - 2**16 - 1]
+
+
+@pytest.mark.parametrize("sums", [0, 1])
+def test_frames_stacked_one_by_one_are_those_of_a_batch(data, sums):
+    """As a recording is tracked, frame by frame."""
+    dataset = ShapeDataset(data, 4, stack_frames=3)
+    batch = collate([dataset[0], dataset[5]])
+    plain = dense_frames(batch, dataset.resolution, 6)
+    for half, wanted in zip(plain, dense_frames(batch, dataset.resolution, 4, 3, sums), strict=True):
+        assert torch.equal(stacked(half, 3, sums), wanted) and wanted.any()
 
 
 def test_workers_stay_and_end_with_their_parent(data):

@@ -251,3 +251,11 @@ def test_on_a_gpu_the_loss_is_checked_a_step_later(monkeypatch):
     assert found == [(10, 0.0), (10, 3.0), (11, 4.0)]
     assert done == ["record", "record", "wait", "record", "wait"]
     assert model.late_loss(torch.tensor(2.0)) == (model.global_step, 2.0)
+
+
+def test_a_coordinate_that_does_not_say_is_warmed_up():
+    """One of the user's own may remember."""
+    model = built(net="ann", coordinate="dsnt")
+    assert not model.needs_warmup()
+    model.coordinate = torch.nn.Identity()
+    assert model.needs_warmup()

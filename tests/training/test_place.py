@@ -10,7 +10,7 @@ import torch
 from nrf.config import Config
 from nrf.data.sampling import Batches, Position
 from nrf.training import resuming
-from nrf.training.persistence import CheckpointError
+from nrf.training.persistence import CheckpointError, RunLogger
 from nrf.training.resuming import FLAGS, EpochLoop, Place, Resume
 
 SETTINGS = dataclasses.asdict(Config(seed=5))
@@ -222,6 +222,22 @@ def test_a_checkpoint_keeps_the_gradients_of_an_open_window_of_all_processes(pro
         gathered = [[[1.0, 2.0]], [[3.0, 6.0]]][:processes]
         wanted = {"weight": gathered} if window else {}
         assert {name: shares.tolist() for name, shares in checkpoint["gradients"].items()} == wanted
+
+
+def test_a_checkpoint_knows_how_long_the_logs_were():
+    class Log(RunLogger):
+        def __init__(self):
+            pass
+
+        def sizes(self):
+            return {"metrics.csv": 12}
+
+    resume, trainer, _ = made()
+    for first, wanted in ((True, {"metrics.csv": 12}), (False, {})):
+        seen = SimpleNamespace(fit_loop=trainer.fit_loop, loggers=[object(), Log()], is_global_zero=first)
+        checkpoint = {"loops": {}}
+        resume.on_save_checkpoint(seen, None, checkpoint)
+        assert checkpoint["logs"] == wanted
 
 
 def test_what_alters_the_numbers_is_reported_in_a_line(capsys):
