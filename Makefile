@@ -2,7 +2,7 @@
 # make board   TensorBoard on what the demo logged, or on LOGS=...: open the address that it prints
 # make test    ruff and the whole test suite
 # make slurm-test   sweep.sh on a real SLURM of two nodes, started for it: needs root, slurm-wlm and munge; two to three minutes
-# make mutants  change the code in 300 places, one at a time, and count how many the tests find; about an hour
+# make mutants  change the code in 300 places, one at a time, and count how many the tests find; some minutes
 # make clean   remove .venv and demo/
 # The first call installs into .venv (PYTHON=python3.12 picks another Python, 3.10 or later); later ones start at once.
 
