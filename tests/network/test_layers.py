@@ -249,5 +249,6 @@ def test_bands_keep_no_activations():
         current = F.conv2d(frames.flatten(0, 2), weight, **padding).unflatten(0, (6, 1, 1))
         return Neurons.of(fields).respond(current, state, average_pool)
 
-    banded = kept(lambda: bands.by_bands(response, frames, None, 4, 8))
+    trained = [weight, *(p for field in fields for p in field.trained_beside_filters())]
+    banded = kept(lambda: bands.by_bands(response, frames, None, 4, 8, trained))
     assert kept(lambda: response(frames, None, padding="same")) > 4 * banded

@@ -190,7 +190,7 @@ def test_what_cannot_be_is_one_line(runs, tmp_path, capsys):
         (1, [str(data), str(foreign)], "damaged or foreign (no hyper_parameters)"),
         (1, ["nowhere", good], "nowhere: no such folder"),
         (2, [str(other), good], "tracks 3 shapes, recordings in"),
-        (2, [str(data), good, "--device", "tpu9"], "expected auto, cpu or cuda"),
+        (2, [str(data), good, "--device", "tpu9"], "expected auto, cpu, cuda"),
         (2, [str(data), good, "--batch_size", "0"], "--batch_size"),
     ]
     for code, words, message in cases:

@@ -217,7 +217,10 @@ def test_a_checkpoint_keeps_the_gradients_of_an_open_window_of_all_processes(pro
         checkpoint = {"loops": {}, "logs": 1}
         resume.on_save_checkpoint(seen, model, checkpoint)
         assert checkpoint["place"] == dataclasses.asdict(Place(Position(5), 0, window, 6, False))
-        assert set(checkpoint) == {"place", "conditions", "gradients", "logs"} and checkpoint["logs"] == {}
+        assert (
+            set(checkpoint) == {"epoch", "place", "conditions", "gradients", "logs"}
+            and checkpoint["logs"] == {}
+        )
         assert checkpoint["conditions"] == resume.conditions
         gathered = [[[1.0, 2.0]], [[3.0, 6.0]]][:processes]
         wanted = {"weight": gathered} if window else {}
