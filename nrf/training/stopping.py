@@ -132,12 +132,13 @@ class Stop(Callback):
         remaining_s = self.timer.time_remaining()
         if remaining_s is not None and remaining_s <= 0 and trainer.fit_loop._can_stop_early:
             self.received = self.received or TIME_IS_UP
-        if trainer.world_size > 1:
-            received = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
-            self.received = int(trainer.strategy.reduce(received, reduce_op="max")) or None
-        self._save(trainer, always=self.received)
-        if self.received:
-            raise Stopped(self.received)
+        received = self.received
+        if trainer.world_size > 1:  # what comes while the others are waited for counts at the next rest
+            number = torch.tensor(received or 0, device=trainer.strategy.root_device)
+            received = int(trainer.strategy.reduce(number, reduce_op="max")) or None
+        self._save(trainer, always=received)
+        if received:
+            raise Stopped(received)
 
     def on_train_epoch_start(self, trainer, model):
         self._rest(trainer)
