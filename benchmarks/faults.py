@@ -36,6 +36,7 @@ TRAINING = [
     *"--n_ratios=1 --num_workers=0 --accelerator=cpu --enable_progress_bar=false".split(),
     *"--enable_model_summary=false --log_every_n_steps=1 --ckpt_path=last".split(),
 ]
+PRELOADED = ["nrf.commands.learn_shapes", "nrf.commands.generate_data"]
 PROCESSES = multiprocessing.get_context("forkserver")
 
 
@@ -110,7 +111,7 @@ def kill_training(folder, kills, seed, epochs=8):
         same = left(logs) == expected
         wrong += bool(bad) or not same
         print(
-            f"training {trial}: killed {'' if running else 'behind its end, '}after {moment:.2f} of "
+            f"training {trial}: killed {'' if running else 'after its end, '}after {moment:.2f} of "
             f"{spent:.2f} s with a checkpoint of step {step}; damaged files {len(bad)}; "
             f"{'the same bits' if same else 'DIFFERENT'}",
             flush=True,
@@ -144,7 +145,7 @@ def kill_rendering(folder, kills, seed):
         again = sum(path.stat().st_mtime_ns != at for path, at in kept.items())
         wrong += bool(bad) or bool(again) or not same
         print(
-            f"rendering {trial}: killed {'' if running else 'behind its end, '}after {moment:.2f} of "
+            f"rendering {trial}: killed {'' if running else 'after its end, '}after {moment:.2f} of "
             f"{spent:.2f} s with {len(kept)} of {RENDERING[0]} recordings, {again} of them rendered again; "
             f"damaged files {len(bad)}; {'the same bytes' if same else 'DIFFERENT'}",
             flush=True,
@@ -160,7 +161,7 @@ def main(argv=None):
     parser.add_argument("--combinations", type=int, default=240, help="of settings and stops")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and combinations")
     args = parser.parse_args(argv)
-    PROCESSES.set_forkserver_preload(["learn_shapes", "generate_data"])
+    PROCESSES.set_forkserver_preload(PRELOADED)
     torch.set_num_threads(1)
     print(machine_line(kills=args.kills, combinations=args.combinations, seed=args.seed))
     with tempfile.TemporaryDirectory() as folder:

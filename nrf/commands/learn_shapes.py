@@ -28,7 +28,7 @@ def command_line():
     parser.add_argument(
         "--ckpt_path",
         type=str | None,
-        help="continue from this checkpoint; last: where the newest run of these settings stopped, if any",
+        help="resume from this checkpoint; last: where the newest run of these settings stopped, if any",
     )
     add_settings(parser)
     parser.add_class_arguments(pl.Trainer, instantiate=False)

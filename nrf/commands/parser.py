@@ -21,6 +21,7 @@ from nrf.system.text import one_line, printable
 from nrf.training.module import ShapesModel  # noqa: F401, its tables are the settings' choices
 from nrf.training.persistence import TrainingError
 
+LONGEST = 800  # characters of an error, which may repeat what somebody wrote
 LOAD_YAML = jsonargparse.get_loader("yaml")
 jsonargparse.set_loader("yaml", lambda text: plain_yaml(text, LOAD_YAML), exceptions=(yaml.YAMLError,))
 
@@ -83,6 +84,7 @@ class CommandLine(jsonargparse.ArgumentParser):
         if unknown := re.match(r"[Uu]nrecognized arguments: (\S+)", text):
             near = difflib.get_close_matches(unknown[1].split("=")[0], self._option_string_actions, 1)
             text = f"unknown flag {unknown[1]}; " + (f"did you mean {near[0]}?" if near else "see --help")
+        text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
         print(f"{self.prog}: {printable(text)}", file=sys.stderr)
         raise SystemExit(2)
 

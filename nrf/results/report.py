@@ -85,10 +85,12 @@ def find_runs(logs):
 def read_run(folder, logs, now=None):
     """The LoggedRun in a folder of TensorBoard files. Where a part was logged twice, the later one counts."""
     scalars, seconds, is_whole = read_logs(folder, ("epoch", ERROR))
+    size = sum(path.stat().st_size for path in folder.glob(EVENT_FILES) if path.is_file())
     epochs, errors = scalars.values()
     steps = sorted(errors)
     settings, record = _settings(folder), _record(folder)
     data = Path(record["data"]).name if record else _data_of(folder)
+    is_whole = is_whole and (not record or size >= record["logged_bytes"])
     state = state_of(folder, record, now)
     return LoggedRun(
         printable(folder.relative_to(logs) if folder != Path(logs) else folder.name),
@@ -124,8 +126,8 @@ def _settings(folder):
 
 
 def _record(folder):
-    record = _dict_in(folder / RECORD, json.loads)
-    types = {"state": str, "host": str, "pid": int, "data": str}
+    record = {"logged_bytes": 0} | _dict_in(folder / RECORD, json.loads)
+    types = {"state": str, "host": str, "pid": int, "data": str, "logged_bytes": int}
     ours = all(isinstance(record.get(name), kind) for name, kind in types.items())
     ours = ours and record["state"] in STATES and 0 < record["pid"] < 2**31
     return record if ours else {}  # another program's

@@ -1,5 +1,6 @@
 """What a run that trains, but not what its user meant, says in one line on stderr."""
 
+import copy
 import sys
 
 import torch
@@ -18,12 +19,17 @@ class Advice(Callback):
 
     def __init__(self):
         self.said, self.events, self.windows = set(), 0, 0
+        self.silent = set()  # layers, from 1, without a spike since the epoch's start
         self.started = False  # whether a step was taken, with all that a checkpoint holds
 
     def say(self, what, text):
         if what not in self.said:
             print(text, file=sys.stderr, flush=True)
         self.said.add(what)
+
+    def on_train_epoch_start(self, trainer, model):
+        spiking = NEURONS[model.config.net].spikes and trainer.is_global_zero and "silence" not in self.said
+        self.silent = set(range(1, len(model.net.channels[0].spatiotemporal) + 1)) if spiking else set()
 
     def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
         self.started = True
@@ -32,10 +38,11 @@ class Advice(Callback):
         self.events, self.windows = self.events + batch.counts.sum(), self.windows + len(batch.counts)
         if model.device.type == "cpu" or trainer.global_step % GPU_EVERY == 0:
             self._time_constants(trainer, model)
+        if self.silent:
+            self.silent -= firing_layers(model, batch)
         if trainer.is_last_batch:
             self._events(model.config)
-            if NEURONS[model.config.net].spikes:
-                self._silence(trainer, model, batch)
+            self._silence(trainer, model.config)
 
     def _time_constants(self, trainer, model):
         rates = [(name, p) for name, p in model.named_parameters() if name.endswith("tau_mem_inv")]
@@ -60,31 +67,31 @@ class Advice(Callback):
                 "set? Try longer --timesteps, or look at recordings with python3 -m nrf track",
             )
 
-    def _silence(self, trainer, model, batch):
-        layer = silent_layer(model, batch)
-        if layer is not None:
+    def _silence(self, trainer, config):
+        if self.silent:
+            lost = "" if config.skip_connections else ", and those after it see nothing"
             self.say(
                 "silence",
-                f"epoch {trainer.current_epoch}: no neuron of layer {layer} fires, so that none learns from "
-                "the loss; try --init_scheme_spatial rf, --batch_normalization 1, or a larger "
+                f"epoch {trainer.current_epoch}: no neuron of layer {min(self.silent)} fires{lost}; try "
+                "--init_scheme_spatial rf, --batch_normalization 1, or a larger "
                 "--regularization_activity_scale",
             )
 
 
 @torch.no_grad()
-def silent_layer(model, batch):
-    """The first layer, counted from 1, none of whose neurons fires in the windows of a batch, or None."""
+def firing_layers(model, batch):
+    """The layers, counted from 1, any of whose neurons fires in the windows of a batch."""
     config, was_training = model.config, model.training
     halves = dense_frames(batch, config.resolution, config.timesteps, config.stack_frames, config.sum_frames)
     frames = torch.cat(halves).to(model.net.classifier[0].weight.dtype)
     model.eval()
-    activities = []  # of each channel and layer
+    spikes = torch.zeros(len(model.net.channels[0].spatiotemporal), device=frames.device)
     for channel in model.net.channels:
-        out, own = average_pool(frames)[:, None], []
-        for field in channel.spatiotemporal:
-            out, _, activity = layer_response([field], out, None, average_pool)
-            own.append(activity)
-        activities.append(torch.cat(own))
+        out = average_pool(frames)[:, None]
+        for i, field in enumerate(channel.spatiotemporal):
+            alone = copy.copy(field)
+            alone.skip_connection = False  # whose current is no spike
+            spikes[i] += layer_response([alone], out)[-1].sum()
+            out, *_ = layer_response([field], out, None, average_pool)
     model.train(was_training)
-    fires = (torch.stack(activities) > 0).any(0).tolist()
-    return fires.index(False) + 1 if False in fires else None
+    return {i for i, n in enumerate(spikes.tolist(), start=1) if n > 0}

@@ -141,7 +141,7 @@ def named_fields(weight, rows):
 
 class Record(Callback):
     """run.json in the run's folder: its command, data, versions and commit, and how it goes; the same as text
-    in TensorBoard.
+    in TensorBoard.  Of a run that ended, the bytes that it logged, too: fewer are logs that were cut.
 
     `state` is running, then finished, stopped (by a signal) or failed; of a run that was killed it stays
     running, and `report.py` looks whether the process still lives.
@@ -169,18 +169,24 @@ class Record(Callback):
             trainer.logger.experiment.add_text("run", as_markdown(self.about), trainer.global_step)
 
     def on_fit_end(self, trainer, model):
-        self.about["state"] = "finished"
-        self._write(trainer)
+        self._end(trainer, state="finished")
 
     def on_exception(self, trainer, model, exception):
         stopped = isinstance(exception, KeyboardInterrupt | Stopped | SIGTERMException)
         reason = " ".join(str(exception).split())[:300]
-        self.about |= {"state": "stopped"} if stopped else {"state": "failed", "reason": reason}
-        with contextlib.suppress(OSError):  # a full disk, say: what stopped the run is told, not this
-            self._write(trainer)
+        with contextlib.suppress(OSError):  # a full disk, say: what stopped the run is reported, not this
+            self._end(trainer, **{"state": "stopped"} if stopped else {"state": "failed", "reason": reason})
+
+    def _end(self, trainer, **how):
+        if "state" not in self.about:  # it never began
+            return
+        self.about |= how
+        if how["state"] != "failed":
+            self.about["logged_bytes"] = sum(trainer.logger.sizes().values())
+        self._write(trainer)
 
     def _write(self, trainer):
-        if trainer.is_global_zero and "state" in self.about:
+        if trainer.is_global_zero:
             text = json.dumps(self.about | {"epochs": trainer.current_epoch}, indent=1) + "\n"
             write_whole(Path(trainer.logger.log_dir) / RECORD, text.encode())
 

@@ -24,7 +24,7 @@ DRAWING_FAILS += (OSError, RuntimeError, TypeError, ValueError)
 
 
 class Drawing(Callback):
-    """Pictures that cannot be drawn never stop a run: the first failure is told, with its cause."""
+    """Pictures that cannot be drawn never stop a run: the first failure is reported, with its cause."""
 
     complained = False
 
@@ -84,7 +84,7 @@ class Published(Drawing):
             place = itertools.count()
             return [line for line in lines if not ours(line) or next(place) < self.rows]
 
-        if trainer.logger.goes_on:
+        if trainer.logger.resumes:
             self._write_csv(keep=keep)
         else:
             self.rows = 0
@@ -144,7 +144,7 @@ def explain(error, arguments):
         return (
             f"--ckpt_path {arguments['ckpt_path']}: its weights do not fit these settings; expected their own"
         )
-    if "returned nan values" in text:  # --detect_anomaly, behind the trace of the operation
+    if "returned nan values" in text:  # --detect_anomaly, after the trace of the operation
         return f"{text.splitlines()[0]} The operation is in the trace above; try a smaller --lr"
     if "DataLoader worker" in text:
         return f"{text.splitlines()[0]} It reads data; was memory short? Try fewer --num_workers"

@@ -18,13 +18,13 @@ from nrf.training.checkpoint_content import problem_of
 
 MAX_BYTES = 4 * GIB
 TO_PREDICT = {"state_dict", "hyper_parameters"}  # what a checkpoint must hold
-TO_GO_ON = TO_PREDICT | {"global_step", "optimizer_states", "callbacks"}
+TO_RESUME = TO_PREDICT | {"global_step", "optimizer_states", "callbacks"}
 WANTED = "expected a .ckpt file of learn_shapes.py"
 UNFINISHED = ".unfinished"
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; its message is for the user."""
+    """Training cannot continue; its message is for the user."""
 
     def __init__(self, message):
         super().__init__(printable(message))
@@ -34,7 +34,7 @@ class CheckpointError(TrainingError):
     """A checkpoint that cannot be used; the message names it and what was expected."""
 
 
-def read_checkpoint(path, wanted=TO_GO_ON):
+def read_checkpoint(path, wanted=TO_RESUME):
     """What Lightning saved, as a dict on the CPU. CheckpointError for anything but our own checkpoints."""
     path = Path(path)
     if not path.is_file():
@@ -54,7 +54,7 @@ def read_checkpoint(path, wanted=TO_GO_ON):
 class WholeFiles(CheckpointIO):
     """Checkpoints written whole or not at all, to the disk, and read without trusting them.
 
-    One whose weights are not finite is refused: every checkpoint there is can be continued from.
+    One whose weights are not finite is refused: every checkpoint there is can be resumed from.
     """
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
@@ -64,7 +64,7 @@ class WholeFiles(CheckpointIO):
                 raise TrainingError(
                     diverged(f"{name} is no longer finite", checkpoint["global_step"], path.parent)
                 )
-        path.parent.mkdir(exist_ok=True)  # and not its parents: a folder of logs that vanished is told
+        path.parent.mkdir(exist_ok=True)  # and not its parents: a folder of logs that vanished is reported
         save_whole(path, checkpoint)
 
     def load_checkpoint(self, path, map_location=None, weights_only=True):
@@ -106,7 +106,7 @@ def find_last(run_folder, settings):
     return None
 
 
-def where_to_go_on(ckpt_path, run_folder, settings):
+def where_to_resume(ckpt_path, run_folder, settings):
     """The checkpoint that --ckpt_path means, and which version of `run_folder` it is of.
 
     Each is None where there is none.  last: the newest of these settings.  FileNotFoundError for one that is
@@ -114,8 +114,8 @@ def where_to_go_on(ckpt_path, run_folder, settings):
     """
     if ckpt_path == "last":
         ckpt_path = find_last(run_folder, settings)
-        start = f"nothing to continue in {run_folder}: starting"
-        print(f"continuing from {ckpt_path}" if ckpt_path else start)
+        start = f"nothing to resume in {run_folder}: starting"
+        print(f"resumes from {ckpt_path}" if ckpt_path else start)
     if not ckpt_path:
         return None, None
     if not Path(ckpt_path).is_file():
@@ -127,7 +127,7 @@ def where_to_go_on(ckpt_path, run_folder, settings):
 
 
 def version_of(checkpoint, run_folder):
-    """The version of `run_folder` that the checkpoint is of, where the run goes on; None if of none."""
+    """The version of `run_folder` that the checkpoint is of, where the run resumes; None if of none."""
     path = Path(checkpoint).resolve()
     if path.parent.parent.parent != run_folder.resolve():
         return None
@@ -161,12 +161,12 @@ class RunLogger(TensorBoardLogger):
     def __init__(self, log_root, name, reuse=False, silent=False):
         super().__init__(log_root, name=name, default_hp_metric=False)
         self.silent = silent
-        self.goes_on, self._wanted, self._reuse, self._lock, self._sizes = False, None, reuse, None, {}
+        self.resumes, self._wanted, self._reuse, self._lock, self._sizes = False, None, reuse, None, {}
 
-    def go_on(self, version, step, sizes):
+    def resume(self, version, step, sizes):
         """Log to this version, which is there, and forget what it logged after its files had these sizes, or,
         without them, from this step on."""
-        self.goes_on, self._wanted, self._sizes = True, version, sizes
+        self.resumes, self._wanted, self._sizes = True, version, sizes
         if sizes is None:
             self._kwargs["purge_step"] = step
 
@@ -192,14 +192,14 @@ class RunLogger(TensorBoardLogger):
 
     def _claim(self, run_folder):
         unsaved = abandoned(run_folder) if self._reuse and self._wanted is None else []
-        for number in [self._wanted] if self.goes_on else unsaved:
+        for number in [self._wanted] if self.resumes else unsaved:
             self._lock = take(run_folder / f"version_{number}")
             if self._lock is not None:
                 break
-            if self.goes_on:
+            if self.resumes:
                 raise TrainingError(f"{run_folder / f'version_{number}'}: another process trains it")
         if self._lock is not None:
-            self._wanted, self.goes_on = number, True
+            self._wanted, self.resumes = number, True
             for path in self._files() if self._sizes is not None else ():
                 if path.name in self._sizes:
                     os.truncate(path, min(path.stat().st_size, self._sizes[path.name]))
@@ -218,7 +218,7 @@ class RunLogger(TensorBoardLogger):
             self.close()
 
     def close(self):
-        """Let others go on with this run, however it ended."""
+        """Let others resume this run, however it ended."""
         if self._lock is not None:
             self._lock.close()
 

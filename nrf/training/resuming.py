@@ -89,7 +89,7 @@ class Resume(Callback):
         before = result_affecting(checkpoint["hyper_parameters"]) | was
         now = result_affecting(settings) | self.conditions
         changed = [name for name in now if before.get(name, now[name]) != now[name]]
-        told = "; ".join(
+        what = "; ".join(
             f"{name if ' ' in name else f'--{name}'} was {before[name]}, is {now[name]}"
             + " (without effect: resumed as saved)" * (name in KEPT)
             for name in changed
@@ -103,14 +103,14 @@ class Resume(Callback):
         ):
             raise ValueError(
                 f"stopped after {position.items} of {position.of} items of epoch {position.epoch}; the other "
-                f"{left} would not come once each in batches of {self.per_batch}: {told}"
+                f"{left} would not come once each in batches of {self.per_batch}: {what}"
             )
         if place.window and (
             first % self.accumulated != place.window or not {"precision", "devices"}.isdisjoint(changed)
         ):
-            raise ValueError(f"gradients of {place.window} batches wait for the step of their window: {told}")
+            raise ValueError(f"gradients of {place.window} batches wait for the step of their window: {what}")
         if changed:
-            print(f"not the numbers of an undisturbed run: {told}", file=sys.stderr)
+            print(f"not the numbers of an undisturbed run: {what}", file=sys.stderr)
 
     def _batches_left(self, position):
         return -(-(position.of - position.items) // self.per_batch) if position.items else self.n_batches

@@ -16,7 +16,7 @@ from nrf.training.advice import Advice
 from nrf.training.board import Board, Record
 from nrf.training.callbacks import Published, explain, quiet
 from nrf.training.module import ShapesModel
-from nrf.training.persistence import WANTED, CheckpointError, RunLogger, read_checkpoint, where_to_go_on
+from nrf.training.persistence import WANTED, CheckpointError, RunLogger, read_checkpoint, where_to_resume
 from nrf.training.resuming import Resume
 from nrf.training.stopping import TIME_IS_UP, Stopped
 from nrf.training.trainer import build_trainer, first_decides, writes
@@ -40,7 +40,7 @@ def train(arguments):
     own = {"data_root", "log_root", "ckpt_path", "config"}
     fields = {setting.name for setting in dataclasses.fields(Config)}
     settings = {k: v for k, v in arguments.items() if k in fields and v is not None}
-    Config(**settings)  # a bad value is told before anything is read
+    Config(**settings)  # a bad value is reported before anything is read
     data, settings = open_data(arguments["data_root"], settings)
     model_settings = dataclasses.asdict(Config(**settings))
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
@@ -71,7 +71,7 @@ def train(arguments):
     trainer.callbacks.insert(0, resume)
 
     def decide():
-        checkpoint, version = where_to_go_on(
+        checkpoint, version = where_to_resume(
             arguments["ckpt_path"], Path(arguments["log_root"]) / name, model_settings
         )
         if checkpoint:
@@ -81,14 +81,14 @@ def train(arguments):
     checkpoint, version = first_decides(trainer, decide)
     if version is not None:
         before = read_checkpoint(checkpoint)
-        logger.go_on(version, before["global_step"], before.get("logs"))
+        logger.resume(version, before["global_step"], before.get("logs"))
     with contextlib.closing(logger):
         try:
             trainer.fit(model, training, validation, ckpt_path=checkpoint, weights_only=True)
         except Stopped as stop:
             if stop.args[0] != TIME_IS_UP:
                 raise
-            notice = "--max_time is over; to go on: the same command with --ckpt_path last"
+            notice = "--max_time is over; to resume: the same command with --ckpt_path last"
             rank_zero_only(print)(notice)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
             if advice.started or not checkpoint or explain(error, arguments) is not None:

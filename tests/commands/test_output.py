@@ -63,6 +63,10 @@ CONFIGS = {
     "aliases": (f"a: &a [1]\n{LAUGHS}\nlr: *j\n".encode(), "anchors and aliases"),
     "no text": (b"lr: \xff\xfe", "not a text"),
     "no YAML": (b"lr: [", "node content"),
+    "brackets": (b"lr: " + b"[" * 5000, "more than 20 deep"),
+    "dashes": (b"lr:\n  " + b"- " * 5000, "more than 20 deep"),
+    "long": (b"lr: [" + b"1, " * 10**5 + b"1]", "300007 characters; expected at most"),
+    "text": (b"lr: " + b"x" * 60_000, "--lr: expected float, not xxx"),
 }
 
 
@@ -77,7 +81,7 @@ def test_config_files(tmp_path, capsys, case):
     with pytest.raises(SystemExit) as end:
         parse(flags)
     (line,) = capsys.readouterr().err.splitlines()
-    assert end.value.code == 2 and line.startswith("learn_shapes.py: --config: ") and told in line
+    assert end.value.code == 2 and line.startswith("learn_shapes.py: --") and told in line and len(line) < 900
 
 
 def written(program, stdout):

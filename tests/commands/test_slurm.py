@@ -198,7 +198,7 @@ def test_every_line_finishes_once_and_only_once(cluster):
     for number in range(1, 8):
         log = (cluster.line(number) / "run.log").read_text()
         assert log.count("best error") == 1, log
-        assert ("continuing from" in log) == (number > 1), log
+        assert ("resumes from" in log) == (number > 1), log
         assert [path.name for path in cluster.line(number).glob("*/version_*")] == ["version_0"]
     # equal lines give equal numbers, however they were disturbed
     steps = [str(6 * epoch) for epoch in range(1, EPOCHS + 1)]

@@ -50,6 +50,7 @@ def versions(logs):
 def test_a_run_says_what_it_is(logs, data):
     record = json.loads((versions(logs)[0] / RECORD).read_text())
     assert (record["state"], record["epochs"], record["max_epochs"]) == ("finished", 1, 1)
+    assert record["logged_bytes"] == sum(path.stat().st_size for path in versions(logs)[0].glob("events.*"))
     assert record["data"] == str(data) and record["pid"] == os.getpid() and record["device"] == "cpu"
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["versions"]["nrf"] == __version__

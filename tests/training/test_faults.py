@@ -86,7 +86,7 @@ def assert_same_run(one, other):
 
 @pytest.fixture(scope="module")
 def processes():
-    faults.PROCESSES.set_forkserver_preload(["learn_shapes", "generate_data"])
+    faults.PROCESSES.set_forkserver_preload(faults.PRELOADED)
 
 
 def test_kill_9_at_random_moments_of_training(processes, tmp_path):
@@ -143,7 +143,7 @@ def test_the_newest_checkpoint_that_can_be_read_is_taken_and_damaged_ones_are_na
     (folder / f"epoch=1-step={newest}.ckpt").write_bytes(b"")
     assert train(data, tmp_path / "parts", "--max_epochs=3", *flags) == 0
     output = capsys.readouterr()
-    assert output.err.count("damaged or foreign") == 2 and f"continuing from {folder}/epoch=0" in output.out
+    assert output.err.count("damaged or foreign") == 2 and f"resumes from {folder}/epoch=0" in output.out
     assert not list(folder.glob(".*"))
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 

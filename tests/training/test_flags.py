@@ -12,6 +12,7 @@ from test_learn_shapes import TINY, render, scalars
 
 from nrf.commands import learn_shapes
 from nrf.data.recordings import read_recording, write_recording
+from nrf.training import advice
 from nrf.training.callbacks import Drawing
 
 FLAGS = inspect.signature(pl.Trainer).parameters
@@ -175,9 +176,22 @@ def test_a_silent_layer_and_a_time_constant_that_leaves_are_told_once(data, tmp_
     assert train(data, tmp_path, *LIF, "--max_epochs=2") == 0
     err = capsys.readouterr().err
     assert err.count("no neuron of layer 1 fires") == 1 and "--batch_normalization 1" in err
+    assert train(data, tmp_path, *LIF, "--skip_connections=1") == 0
+    assert "no neuron of layer 1 fires; try" in capsys.readouterr().err
     assert train(data, tmp_path, "--lr=300", "--max_epochs=2") in (0, 1)
     err = capsys.readouterr().err
     assert err.count("has left its range") == 1 and "expected 0 to 1000" in err
+
+
+@pytest.mark.parametrize(
+    ("firing", "told"), [([{1, 2, 3}, set()], None), ([set(), {1, 2, 3}], None), ([{1}, {1, 3}], 2)]
+)
+def test_a_layer_is_silent_that_never_fires_in_an_epoch(data, tmp_path, monkeypatch, capsys, firing, told):
+    source = iter(firing * 2)
+    monkeypatch.setattr(advice, "firing_layers", lambda *_: next(source))
+    assert train(data, tmp_path, "--net=lif", "--max_epochs=2") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "fires" in line]
+    assert lines == [] if told is None else len(lines) == 1 and f"layer {told} fires, and those" in lines[0]
 
 
 def test_recordings_without_events_are_told(tmp_path, capsys, data):

@@ -1,4 +1,4 @@
-"""The command: it trains, logs, stops, goes on with the same numbers, and says what is wrong in one line."""
+"""The command: it trains, logs, stops, resumes with the same numbers, and says what is wrong in one line."""
 
 import csv
 import os
@@ -132,7 +132,7 @@ TRAINED_FIELDS = ["--receptive_fields=exact", "--train_receptive_fields=1"]
 
 # within an epoch of 6 steps, and at an epoch's last
 @pytest.mark.parametrize("step, more", [(1, []), (8, []), (11, []), (8, TRAINED_FIELDS)])
-def test_a_stopped_run_goes_on_with_the_same_numbers(data, tmp_path, monkeypatch, step, more, capsys):
+def test_a_stopped_run_resumes_with_the_same_numbers(data, tmp_path, monkeypatch, step, more, capsys):
     flags = [*TINY, "--max_epochs=3", "--log_every_n_steps=1", *more]
     assert learn_shapes.main([str(data), str(tmp_path / "whole"), *flags]) == 0
     monkeypatch.setattr(run_module, "Published", Interrupt)
@@ -153,7 +153,7 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(data, tmp_path, monkeypatch
     assert csvs[0] == csvs[1]
 
 
-def test_a_run_of_part_of_each_epoch_goes_on_with_the_same_numbers_beside_a_copy_of_itself(data, tmp_path):
+def test_a_run_of_part_of_each_epoch_resumes_with_the_same_numbers_beside_a_copy_of_itself(data, tmp_path):
     flags = [*TINY, "--limit_train_batches=2", "--ckpt_path=last"]
     for logs, epochs in (("whole", 2), ("parts", 1), ("parts", 2)):
         assert learn_shapes.main([str(data), str(tmp_path / logs), *flags, f"--max_epochs={epochs}"]) == 0
@@ -163,16 +163,16 @@ def test_a_run_of_part_of_each_epoch_goes_on_with_the_same_numbers_beside_a_copy
     csvs = [(tmp_path / logs / f"{run.name}_shapes.csv").read_text() for logs in ("whole", "parts")]
     assert csvs[0] == csvs[1] and csvs[0].count("\n") == 2
     assert sorted(path.name for path in run.iterdir()) == ["version_0", "version_0_backup"]
-    copy = run / "version_0_backup/checkpoints/last.ckpt"  # continued in a run of its own
+    copy = run / "version_0_backup/checkpoints/last.ckpt"  # resumed in a run of its own
     flags[-1] = f"--ckpt_path={copy}"
     assert learn_shapes.main([str(data), str(tmp_path / "parts"), *flags, "--max_epochs=2"]) == 0
     assert (run / "version_1/checkpoints/last.ckpt").is_file()
 
 
-def test_last_continues_only_a_run_of_the_same_settings(data, tmp_path, capsys):
+def test_last_resumes_only_a_run_of_the_same_settings(data, tmp_path, capsys):
     assert learn_shapes.main([str(data), str(tmp_path), *TINY, "--lr=0.01"]) == 0
     assert learn_shapes.main([str(data), str(tmp_path), *TINY, "--ckpt_path=last"]) == 0
-    assert "nothing to continue" in capsys.readouterr().out
+    assert "nothing to resume" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "li_rf-rf_1_s1_d0.05_n0_(shapes)").iterdir()) == [
         "version_0",
         "version_1",

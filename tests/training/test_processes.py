@@ -51,7 +51,7 @@ class Node:
                 env=clean | {"OMP_NUM_THREADS": "1"} | variables,
             )
 
-    def stop_behind_an_epoch(self, logs):
+    def stop_after_an_epoch(self, logs):
         end = time.monotonic() + 120
         while not rows(logs):
             assert self.process.poll() is None and time.monotonic() < end, self.output.read_text()
@@ -91,9 +91,9 @@ def close(one, other):
 
 
 def one_node(data, logs, folder, *flags):
-    """Stopped by a signal to the first process, and gone on with."""
+    """Stopped by a signal to the first process, and resumed."""
     node = Node(data, logs, folder / "output", "--devices=2", *flags)
-    node.stop_behind_an_epoch(logs)
+    node.stop_after_an_epoch(logs)
     code, output = node.end()
     assert code == 128 + signal.SIGTERM and output.count("stopped by SIGTERM") == 1, output
     assert len(rows(logs)) < 3
@@ -102,9 +102,9 @@ def one_node(data, logs, folder, *flags):
 
 
 def several_nodes(data, logs, folder, *flags):
-    """Stopped by a signal to the second one, which then does not see where to go on, but is told."""
+    """Stopped by a signal to the second one, which then does not see where to resume, but is told."""
     nodes = two_nodes(data, logs, logs, folder, *flags)
-    nodes[1].stop_behind_an_epoch(logs)
+    nodes[1].stop_after_an_epoch(logs)
     (first, output), (second, nothing) = (node.end() for node in nodes)
     assert (first, second) == (128 + signal.SIGTERM, 0), output + nothing
     assert output.count("stopped by SIGTERM") == 1 and "stopped" not in nothing
@@ -112,7 +112,7 @@ def several_nodes(data, logs, folder, *flags):
     nodes = two_nodes(data, logs, folder / "elsewhere", folder, *flags)
     (first, output), (second, nothing) = (node.end() for node in nodes)
     assert (first, second) == (0, 0), output + nothing
-    assert output.count("continuing from") == output.count("best error") == 1 and "best error" not in nothing
+    assert output.count("resumes from") == output.count("best error") == 1 and "best error" not in nothing
     assert not (folder / "elsewhere").exists()
 
 
@@ -122,7 +122,7 @@ def several_nodes(data, logs, folder, *flags):
     ids=["one node", "two nodes"],
 )
 def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, train, flags):
-    """Also where they are stopped by a signal to one of them, and go on."""
+    """Also where they are stopped by a signal to one of them, and resume."""
     more = [*flags, "--regularization_scale=1"]  # so that the regulariser counts
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert learn_shapes.main([str(data), str(alone), *TINY, *FLAGS, *more, "--batch_size=4"]) == 0
