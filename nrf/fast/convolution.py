@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from nrf.fast import native
+
 METHODS = ("auto", "direct", "spectral")
 TILE = 25  # pixels: smaller tiles overlap more, larger ones have costlier transforms
 # tiles transformed at a time: few fit a cache, many share the transforms of the kernels; on a GPU each chunk
@@ -38,7 +40,7 @@ def convolve(frames, weight, method="auto"):
         raise ValueError(f"convolution {method!r}: expected one of {', '.join(METHODS)}")
     if method == "spectral" or (method == "auto" and spectral_is_faster(frames, weight)):
         with torch.autocast(frames.device.type, enabled=False):
-            return _SpectralConvolution.apply(frames.to(weight.dtype), weight)
+            return torch.ops.nrf.correlate.default(frames.to(weight.dtype), weight)
     return F.conv2d(frames, weight, padding="same")
 
 
@@ -72,28 +74,6 @@ def multiplications(frames_shape, weight_shape, device="cpu"):
 def frames_at_a_time(tiles, device="cpu"):
     """How many frames of so many tiles are transformed at a time on a type of device."""
     return max(1, CHUNK.get(device, CHUNK["cpu"]) // tiles)
-
-
-class _SpectralConvolution(torch.autograd.Function):
-    """`F.conv2d(frames, weight, padding="same")` and its gradients over frequencies."""
-
-    @staticmethod
-    def forward(ctx, frames, weight):
-        ctx.save_for_backward(frames, weight)
-        return correlate(frames, weight)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        frames, weight = ctx.saved_tensors
-        grad_frames = grad_weight = None
-        if ctx.needs_input_grad[
-            0
-        ]:  # the transposed map: inputs and outputs change places, kernels turn round
-            grad_frames = correlate(grad, weight.transpose(0, 1).flip(-2, -1))
-        if ctx.needs_input_grad[1]:
-            grad_weight = correlate_frames(frames, grad, weight.shape[-1])
-        return grad_frames, grad_weight
 
 
 def correlate(frames, weight):
@@ -157,6 +137,41 @@ def correlate_frames(frames, grad, k):
             taps[kh].addmm_(columns.taps, product.view(2 * columns.circle, -1))
     weight = rows.taps_real @ taps.view(rows.half * 2, -1)  # k, k C N
     return weight.view(k, k, n_in, n_out).permute(3, 2, 0, 1)
+
+
+def _keep(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+@torch.autograd.function.once_differentiable
+def _backward(ctx, grad):
+    """Of `correlate`.  That of the frames is the transposed map: inputs and outputs change places, kernels
+    turn round."""
+    frames, weight = ctx.saved_tensors
+    grad_frames = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_frames = torch.ops.nrf.correlate.default(grad, weight.transpose(0, 1).flip(-2, -1))
+    if ctx.needs_input_grad[1]:
+        grad_weight = torch.ops.nrf.correlate_frames.default(frames, grad, weight.shape[-1])
+    return grad_frames, grad_weight
+
+
+def _empty_correlated(frames, weight):
+    n, _, H, W = frames.shape
+    return frames.new_empty(n, H, W, len(weight)).permute(0, 3, 1, 2)
+
+
+def _empty_weight(frames, grad, k):
+    return frames.new_empty(k, k, frames.shape[1], grad.shape[1]).permute(3, 2, 0, 1)
+
+
+# operators, since a graph of what they do would hold hundreds of products
+native.operator(
+    "correlate(Tensor frames, Tensor weight) -> Tensor", correlate, _empty_correlated, _backward, _keep
+)
+native.operator(
+    "correlate_frames(Tensor frames, Tensor grad, int k) -> Tensor", correlate_frames, _empty_weight
+)
 
 
 class Workspace:

@@ -431,22 +431,22 @@ void pool_slopes_backward(Pooled p, const R *grad_pooled, const R *grad_last, co
                                      R *dv0) {                                                                          \
         integrate_backward<R>({T, K, groups, n, per_cell, threads}, dv, v, decay, v0, dx, changes, dv0);                \
     }                                                                                                                   \
-    void fire_##suffix(SCAN, const R *x, const R *decay, const R *v0, double v_th, R *z, R *last) {                     \
+    void fire_##suffix(SCAN, double v_th, const R *x, const R *decay, const R *v0, R *z, R *last) {                     \
         scan<LIF, R>({T, K, groups, n, per_cell, threads}, x, decay, v0, v_th, z, last);                                \
     }                                                                                                                   \
-    void fire_backward_##suffix(SCAN, const R *dz, const R *dlast, const R *x, const R *decay, const R *v0,             \
-                                double v_th, double alpha, R *dx, R *changes, R *dv0) {                                 \
+    void fire_backward_##suffix(SCAN, double v_th, double alpha, const R *dz, const R *dlast, const R *x,               \
+                                const R *decay, const R *v0, R *dx, R *changes, R *dv0) {                               \
         fire_backward<R>({T, K, groups, n, per_cell, threads}, dz, dlast, x, decay, v0, v_th, alpha, dx, changes, dv0); \
     }                                                                                                                   \
-    void pool_##suffix(index net, POOLED, const R *x, const R *decay, const R *v0, double v_th, const R *skip, R *out,  \
+    void pool_##suffix(index net, POOLED, double v_th, const R *x, const R *decay, const R *v0, const R *skip, R *out,  \
                        R *last, double *sums, std::uint32_t *above, R *at_decay, R *last_slope, R *at_skip) {           \
         const auto run = net == LIF ? pool<LIF, false, R>                                                               \
                          : net == RELU ? pool<RELU, false, R>                                                           \
                          : above ? pool<LI, true, R> : pool<LI, false, R>;                                              \
         run(SIZES, x, decay, v0, v_th, skip, out, last, sums, above, at_decay, last_slope, at_skip);                    \
     }                                                                                                                   \
-    void pool_backward_##suffix(index net, POOLED, const R *dout, const R *dlast, const R *deach, const R *x,           \
-                                const R *decay, const R *v0, double v_th, double alpha, const R *skip, R *dx, R *dv0,   \
+    void pool_backward_##suffix(index net, POOLED, double v_th, double alpha, const R *dout, const R *dlast,            \
+                                const R *deach, const R *x, const R *decay, const R *v0, const R *skip, R *dx, R *dv0,  \
                                 double *sums) {                                                                         \
         const auto run = net == LIF ? pool_backward<LIF, R> : pool_backward<RELU, R>;                                   \
         run(SIZES, dout, dlast, deach, x, decay, v0, v_th, alpha, skip, dx, dv0, sums);                                 \

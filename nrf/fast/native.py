@@ -28,31 +28,81 @@ FLAGS = (
 ).split()
 PROCESSOR = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+CELLS_PER_THREAD = 2**15  # cells for a thread of its own, as torch has it
 SUFFIXES = {torch.float32: "float", torch.float64: "double"}
 
 
+@torch.compiler.assume_constant_result
 def is_available(device, dtype):
     """Whether there are kernels for this device and dtype."""
     return device.type == "cpu" and dtype in SUFFIXES and load() is not None
 
 
-@torch.compiler.disable
-def call(name, dtype, *arguments):
-    """A function of native.cpp: contiguous tensors of `dtype`, of float64 for sums and int32 for bits, as
-    pointers, None as a null one."""
-    getattr(load(), f"{name}_{SUFFIXES[dtype]}")(*(_argument(value, dtype) for value in arguments))
+def call(name, dtype, sizes, constants, inputs, outputs):
+    """A function of native.cpp: contiguous tensors of `dtype`, of float64 for sums and int32 for bits; None
+    for a null pointer.
+
+    sizes: the last is the number of all cells, which the kernel gets as how many threads share them.
+    A custom operator, which torch.compile and torch.export pass through.
+    """
+    outputs = [outputs[0].new_empty(0) if x is None else x for x in outputs]
+    tensors = (x for x in (*inputs, *outputs) if x is not None)
+    assert all(x.dtype in (dtype, torch.float64, torch.int32) for x in tensors)
+    torch.ops.nrf.native.default(f"{name}_{SUFFIXES[dtype]}", sizes, constants, inputs, outputs)
 
 
-def _argument(value, dtype):
-    if value is None:
-        return ctypes.c_void_p()
-    if isinstance(value, int):
-        return ctypes.c_int64(value)
-    if isinstance(value, float):
-        return ctypes.c_double(value)
-    assert value.is_contiguous() and value.device.type == "cpu"
-    assert value.dtype in (dtype, torch.float64, torch.int32)
-    return ctypes.c_void_p(value.data_ptr())
+def _call(name, sizes, constants, inputs, outputs):
+    *sizes, cells = sizes
+    assert all(x.is_contiguous() and x.device.type == "cpu" for x in (*inputs, *outputs) if x is not None)
+    getattr(load(), name)(
+        *map(ctypes.c_int64, (*sizes, _threads(cells))),
+        *map(ctypes.c_double, constants),
+        *(ctypes.c_void_p(None if x is None else x.data_ptr()) for x in (*inputs, *outputs)),
+    )
+
+
+def _threads(cells):
+    """How many threads share so many cells of all steps: beside other programs they wait for each other."""
+    return max(1, min(torch.get_num_threads(), cells // CELLS_PER_THREAD))
+
+
+_OPERATORS = torch.library.Library("nrf", "DEF")
+
+
+def operator(schema, kernel, fake, backward=None, keep=None):
+    """Define torch.ops.nrf.NAME, which torch.compile and torch.export pass through as it is.
+
+    fake: gives empty tensors of the shapes and strides that the kernel returns.  backward, keep: its
+    gradient, as `torch.library.register_autograd` takes them.
+    """
+    name = _OPERATORS.define(schema, tags=(torch.Tag.needs_exact_strides,))
+    _OPERATORS.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"nrf::{name}", fake, lib=_OPERATORS)
+    if backward:
+        torch.library.register_autograd(f"nrf::{name}", backward, setup_context=keep, lib=_OPERATORS)
+
+
+def _without_gradient(name, sizes, constants, inputs, outputs):
+    """The operator where it may be outside of the function that knows its gradient, as in an exported
+    program: there a backward pass is an error rather than cut off in silence."""
+    with torch._C._AutoDispatchBelowAutograd():
+        torch.ops.nrf.native.default(name, sizes, constants, inputs, outputs)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+        for x in outputs:
+            if x.is_floating_point():
+                x.requires_grad_().register_hook(_refuse)
+
+
+def _refuse(grad):
+    raise RuntimeError("an exported network has no backward pass; train the network it was exported from")
+
+
+operator(
+    "native(str name, SymInt[] sizes, float[] constants, Tensor?[] inputs, Tensor(a!)[] outputs) -> ()",
+    _call,
+    lambda *arguments: None,
+)
+_OPERATORS.impl("native", _without_gradient, "Autograd")
 
 
 @functools.cache

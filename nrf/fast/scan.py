@@ -20,8 +20,7 @@ def integrate_and_fire(current, decay, v0, v_th, alpha):
 
     v_th, alpha: threshold and steepness of the surrogate gradient, numbers or tensors of one."""
     *flat, restore = _flat(current, decay, v0)
-    constants = (_beside(decay, value) for value in (v_th, alpha))
-    spikes, last = _IntegrateAndFire.apply(*flat, *constants)
+    spikes, last = _IntegrateAndFire.apply(*flat, v_th, alpha)
     return restore(spikes), restore(last)
 
 
@@ -59,15 +58,15 @@ class _IntegrateAndFire(torch.autograd.Function):
     @staticmethod
     def forward(ctx, current, decay, v0, v_th, alpha):
         kept, spikes, last = _kernels(v0).fire(current, decay, v0, v_th)
-        ctx.save_for_backward(*kept, decay, v0, v_th, alpha)
-        ctx.groups, ctx.dtype = current.shape[1], current.dtype
+        ctx.save_for_backward(*kept, decay, v0)
+        ctx.groups, ctx.dtype, ctx.constants = current.shape[1], current.dtype, (v_th, alpha)
         return spikes, last
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_spikes, grad_last):
-        *kept, decay, v0, v_th, alpha = ctx.saved_tensors
-        arguments = grad_spikes, grad_last, kept, decay, v0, v_th, alpha, ctx.groups
+        *kept, decay, v0 = ctx.saved_tensors
+        arguments = grad_spikes, grad_last, kept, decay, v0, *ctx.constants, ctx.groups
         return *_wanted(ctx, decay, *_kernels(v0).fire_backward(*arguments)), None, None
 
 
@@ -84,14 +83,6 @@ def _wanted(ctx, decay, current, changes, v0):
     """The gradients that are wanted: current (in its own dtype: bfloat16 under autocast), decay, v0."""
     gradients = current.to(ctx.dtype), (changes / decay).sum_to_size(decay.shape), v0
     return tuple(grad if ctx.needs_input_grad[i] else None for i, grad in enumerate(gradients))
-
-
-def _beside(tensor, value):
-    """A number, or a tensor of one, beside another tensor and of its dtype: filled in there if it comes from
-    elsewhere, since a copy would wait for a GPU."""
-    if isinstance(value, torch.Tensor) and value.device == tensor.device:
-        return value.to(tensor.dtype)
-    return tensor.new_full((), float(value))
 
 
 def _flat(current, decay, v0):

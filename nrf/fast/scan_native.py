@@ -9,20 +9,19 @@ import torch
 from nrf.fast import native
 
 WORD = 32  # bits, one per step
-CELLS_PER_THREAD = 2**15  # cells for a thread of its own, as torch has it
 
 
 def integrate(current, decay, v0):
     """Voltages (T, K, n) of leaky integrators, bit by bit those of the loop."""
     voltages = v0.new_empty((len(current), *v0.shape))
-    _scan("integrate", current, decay, v0, (current, decay, v0), voltages)
+    _scan("integrate", current, decay, v0, (), (current, decay, v0), (voltages,))
     return voltages
 
 
 def integrate_backward(grad_voltages, voltages, decay, v0, groups):
     """Gradients at the current (T, groups, n) and v0, and between them sum_t g[t] (v[t] - v[t-1]), (K, n)."""
     grads = _room(voltages, v0, groups)
-    _scan("integrate_backward", grads[0], decay, v0, (grad_voltages, voltages, decay, v0), *grads)
+    _scan("integrate_backward", grads[0], decay, v0, (), (grad_voltages, voltages, decay, v0), grads)
     return grads
 
 
@@ -31,7 +30,7 @@ def fire(current, decay, v0, v_th):
     those of the loop."""
     current = current.to(v0.dtype)
     spikes, last = v0.new_empty((len(current), *v0.shape)), v0.new_empty(v0.shape)
-    _scan("fire", current, decay, v0, (current, decay, v0), v_th.item(), spikes, last)
+    _scan("fire", current, decay, v0, (float(v_th),), (current, decay, v0), (spikes, last))
     return (current,), spikes, last
 
 
@@ -40,7 +39,7 @@ def fire_backward(grad_spikes, grad_last, kept, decay, v0, v_th, alpha, groups):
     (current,) = kept
     grads = _room(current, v0, groups)
     inputs = grad_spikes, grad_last, current, decay, v0
-    _scan("fire_backward", current, decay, v0, inputs, v_th.item(), alpha.item(), *grads)
+    _scan("fire_backward", current, decay, v0, (float(v_th), float(alpha)), inputs, grads)
     return grads
 
 
@@ -49,16 +48,11 @@ def _room(steps, v0, groups):
     return current, v0.new_empty(v0.shape), v0.new_empty(v0.shape)
 
 
-def _threads(cells):
-    """How many threads share so many cells of all steps: beside other programs they wait for each other."""
-    return max(1, min(torch.get_num_threads(), cells // CELLS_PER_THREAD))
-
-
-def _scan(name, current, decay, v0, inputs, *others):
+def _scan(name, current, decay, v0, constants, inputs, outputs):
     (T, groups, _), (K, n) = current.shape, v0.shape
-    inputs = (tensor.to(v0.dtype).contiguous() for tensor in inputs)
-    per_cell = int(decay.shape[1] > 1)
-    native.call(name, v0.dtype, T, K, groups, n, per_cell, _threads(T * K * n), *inputs, *others)
+    inputs = [tensor.to(v0.dtype).contiguous() for tensor in inputs]
+    sizes = T, K, groups, n, int(decay.shape[1] > 1), T * K * n
+    native.call(name, v0.dtype, sizes, constants, inputs, outputs)
 
 
 def pool(net, K, current, decay, v0, skips, v_th, slopes):
@@ -71,9 +65,9 @@ def pool(net, K, current, decay, v0, skips, v_th, slopes):
     pooled = current.new_empty(T, K, B, H // 2, W // 2, C)
     last = None if net == 0 else current.new_empty(K, B, H, W, C)
     sums = torch.zeros(B, -(-H // 2), K, dtype=torch.float64)
-    sizes = T, K, groups, B, H, W, C, _threads(T * K * B * H * W * C)
-    results = pooled, last, sums, *slopes
-    native.call("pool", current.dtype, net, *sizes, current, decay, v0, v_th, skips, *results)
+    sizes = net, T, K, groups, B, H, W, C, T * K * B * H * W * C
+    inputs, results = (current, decay, v0, skips), (pooled, last, sums, *slopes)
+    native.call("pool", current.dtype, sizes, (v_th,), inputs, results)
     return pooled, last, sums.sum((0, 1))
 
 
@@ -87,12 +81,12 @@ def pool_backward(net, K, grads, kept, shape, dtype, decay, skips, v_th, alpha, 
     grad_current = kept[0].new_empty(shape, dtype=dtype)
     grad_v0 = grad_current.new_empty(K, B, H, W, C) if to_rest else None
     sums = torch.zeros(B, -(-H // 2), K, 2, dtype=torch.float64)
-    sizes = T, K, groups, B, H, W, C, _threads(T * K * B * H * W * C)
+    sizes = T, K, groups, B, H, W, C, T * K * B * H * W * C
     to = grad_current, grad_v0, sums
     if net == 1:
-        native.call("pool_slopes_backward", dtype, *sizes, *grads[:2], *kept, decay, skips, *to)
+        native.call("pool_slopes_backward", dtype, sizes, (), (*grads[:2], *kept, decay, skips), to)
     else:
         current, v0 = kept
-        constants = v_th, alpha
-        native.call("pool_backward", dtype, net, *sizes, *grads, current, decay, v0, *constants, skips, *to)
+        inputs = *grads, current, decay, v0, skips
+        native.call("pool_backward", dtype, (net, *sizes), (v_th, alpha), inputs, to)
     return grad_current, sums.sum((0, 1)), grad_v0

@@ -156,7 +156,7 @@ def fire(current, decay, v0, v_th):
     voltages (K, n)."""
     T, shape = len(current), v0.shape
     starts, spikes = v0.new_empty((triton.cdiv(T, SEGMENT), *shape)), v0.new_empty((T, *shape))
-    last = torch.empty_like(v0)
+    last, v_th = torch.empty_like(v0), _beside(v0, v_th)
     _launch(_fire, current, decay, v0, (current, decay, v0, v_th, starts, spikes, last), SEGMENT=SEGMENT)
     return (current, starts), spikes, last
 
@@ -165,9 +165,18 @@ def fire_backward(grad_spikes, grad_last, kept, decay, v0, v_th, alpha, groups):
     """As `integrate_backward`."""
     current, starts = kept
     dx, changes, dv0 = v0.new_empty((len(current), *v0.shape)), torch.empty_like(v0), torch.empty_like(v0)
-    arguments = (grad_spikes.contiguous(), grad_last.contiguous(), current, starts, decay, v_th, alpha)
+    constants = (_beside(v0, value) for value in (v_th, alpha))
+    arguments = (grad_spikes.contiguous(), grad_last.contiguous(), current, starts, decay, *constants)
     _launch(_fire_backward, current, decay, v0, (*arguments, dx, changes, dv0), SEGMENT=SEGMENT)
     return dx if groups == len(v0) else dx.sum(1, keepdim=True), changes, dv0
+
+
+def _beside(tensor, value):
+    """A number, or a tensor of one, beside another tensor and of its dtype: filled in there if it comes from
+    elsewhere, since a copy would wait for a GPU."""
+    if isinstance(value, torch.Tensor) and value.device == tensor.device:
+        return value.to(tensor.dtype)
+    return tensor.new_full((), float(value))
 
 
 def _launch(kernel, steps, decay, v0, pointers, **constants):

@@ -165,7 +165,8 @@ def layer_response(layers: Sequence[SpatioTemporalRF], frames, state=None, pool=
         return Neurons.of(layers).respond(current, state, pool)  # T K B N h w
 
     whole = partial(convolve, method=spatial.convolution)
-    if layers[0].recompute and pool is not None and spatial.convolution != "spectral":
+    in_bands = layers[0].recompute and not torch.compiler.is_compiling()  # a graph holds no loop of bands
+    if in_bands and pool is not None and spatial.convolution != "spectral":
         rows = band_rows(frames, len(layers) * len(weight))
         if rows < frames.shape[-2] and not spectral_is_faster(frames.flatten(0, 2), weight):
             trained = [weight, *(p for layer in layers for p in layer.trained_beside_filters())]
