@@ -89,7 +89,7 @@ def demonstrate(arguments):
     runs = {name: train(lines[kind], data_root, out / "logs", seed) for name, kind in KINDS.items()}
     checkpoints = {name: checkpoint for name, (checkpoint, _) in runs.items()}
     asked = {"data": str(data_root), "checkpoints": list(checkpoints.values()), "out": str(out / "errors")}
-    asked |= {"split": "val", "batch_size": None, "num_workers": 0, "device": "cpu"}
+    asked |= {"split": "val", "batch_size": None, "num_workers": 0, "device": "cpu", "operations": False}
     results = evaluate.run(SimpleNamespace(**asked))
     centre = next(result for result in results if result.network == evaluate.CENTRE)
     with whole_file(out / "learning.png") as partial:

@@ -6,14 +6,13 @@ prints Markdown tables: each network and initialisation over its seeds, beside t
 centre of the field; the centroid of the window's events so far); by size and velocity as the folders of the
 recordings state them, by shape, and over the time since the warm-up.  An error is the distance of predicted
 and true position, averaged over a window's time steps and shapes; quartiles are over windows.  Windows are
-those that a network was trained with.
+those that a network was trained with.  --operations counts what a network costs on hardware that computes
+only where events and spikes are (`nrf/results/operations.py` defines it).
 """
 
 from nrf.commands.parser import CommandLine, finish
 from nrf.results.evaluate import run
-from nrf.results.tables import (
-    tables,
-)
+from nrf.results.tables import tables
 
 
 def command_line():
@@ -25,6 +24,7 @@ def command_line():
     parser.add_argument("--out", type=str | None, help="folder for errors.csv, .json, .png and windows.csv")
     parser.add_argument("--split", choices=("val", "train", "all"), default="val", help="recordings to take")
     parser.add_argument("--batch_size", type=int | None, help="windows at a time (default: as in training)")
+    parser.add_argument("--operations", action="store_true", help="count multiplications and additions, too")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read data")
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU if there is one"

@@ -22,6 +22,7 @@ from nrf.config import result_affecting
 from nrf.data.dataset import ShapeDataset, loader
 from nrf.network.coordinates import unit_to_pixel
 from nrf.pictures.plots import error_boxes
+from nrf.results import operations
 from nrf.results.tables import (
     PUBLISHED_PX,
     Result,
@@ -83,12 +84,12 @@ def baseline_errors_px(batch, data):
     }
 
 
-def evaluate(trained, data, batch_size=None, num_workers=0, baselines=False, each=None):
+def evaluate(trained, data, batch_size=None, num_workers=0, baselines=False, each=None, count=False):
     """The Result of a `Trained` network over a ShapeDataset, and those of the baselines if they are asked
     for.
 
-    each(index, errors_px (T, N)) is called for every window.  CheckpointError where a network predicts no
-    position.
+    each(index, errors_px (T, N)) is called for every window.  count: operations, too.
+    CheckpointError where a network predicts no position.
     """
     model, settings = trained.model, trained.settings
     names = RECORDINGS_SHAPES if data.n_classes == len(RECORDINGS_SHAPES) else range(data.n_classes)
@@ -112,6 +113,9 @@ def evaluate(trained, data, batch_size=None, num_workers=0, baselines=False, eac
             indices = range(i, i + len(batch.counts))
             conditions = [condition_of(data.files[k // data.chunks]) for k in indices]
             own.add(errors_px, conditions, names)
+            if count:
+                frames, state = model.warmed_up(on_device)
+                own.operations += operations.count(model.net, frames, state and state.network)
             if others:
                 for name, errors in baseline_errors_px(batch, data).items():
                     others[name].add(errors, conditions, names)
@@ -183,6 +187,7 @@ def run(arguments):
                 arguments.num_workers,
                 baselines=new,
                 each=_row_writer(writer, path, data) if writer else None,
+                count=arguments.operations,
             )
             results.append(own)
             if new:

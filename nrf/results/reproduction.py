@@ -125,7 +125,7 @@ def read(data_root, folders, out, device="cpu"):
     """The Outcome of the runs in `folders`, their best checkpoints evaluated on `data_root`; tables go to
     `out`."""
     arguments = {"data": str(data_root), "checkpoints": [str(folder) for folder in folders], "out": str(out)}
-    arguments |= {"split": "val", "batch_size": None, "num_workers": 0, "device": device}
+    arguments |= {"split": "val", "batch_size": None, "num_workers": 0, "device": device, "operations": False}
     results, baselines = {}, []
     for result in evaluate.run(SimpleNamespace(**arguments)):
         if result.checkpoint is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from nrf.network.neurons import LI, NEURONS
+from nrf.results.operations import Operations, operations_table
 from nrf.system.markdown import markdown_table
 
 RESOLUTION = 1e-3  # of quantiles, relative
@@ -115,6 +116,7 @@ class Result:
     checkpoint: Path | None = None
     trained_px: float | None = None
     settings: dict = dataclasses.field(default_factory=dict)
+    operations: Operations = Operations()
     errors: dict = dataclasses.field(default_factory=lambda: defaultdict(Spread))  # by (table, column)
 
     def add(self, errors_px, conditions, shapes):
@@ -187,6 +189,13 @@ def tables(results, title):
                 *(f"{c:g}" if isinstance(c, float) else c for c in columns),
             ]
             parts += [f"\n### By {table}{f', {unit}' if unit else ''}", markdown_table(header, lines)]
+    counted = [
+        (*names, sum((result.operations for result in group), Operations()))
+        for names, group in groups.items()
+    ]
+    if any(sums.frames for *_, sums in counted):
+        parts.append("\n### Operations per frame, in thousands")
+        parts.append(operations_table([row for row in counted if row[2].frames]))
     lines = [
         [r.checkpoint, r.seed, r.errors["all", "all"].mean, r.trained_px] for r in results if r.checkpoint
     ]

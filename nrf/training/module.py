@@ -79,6 +79,11 @@ class ShapesModel(pl.LightningModule):
     def track(self, batch):
         """The tracking of a batch's window, warmed up without gradients, its frames and labels_px (T, B, N,
         2)."""
+        frames, state = self.warmed_up(batch)
+        return self(frames, state), frames, batch.labels.transpose(0, 1)
+
+    def warmed_up(self, batch):
+        """The frames of a batch's window, and the state after its warm-up, None for rest."""
         config = self.config
         warmup, frames = dense_frames(
             batch, config.resolution, config.timesteps, config.stack_frames, config.sum_frames
@@ -87,7 +92,7 @@ class ShapesModel(pl.LightningModule):
         if self.needs_warmup():
             with torch.no_grad():
                 state = self(warmup).state
-        return self(frames, state), frames, batch.labels.transpose(0, 1)
+        return frames, state
 
     def needs_warmup(self):
         """Whether a warm-up leaves anything behind: not in ReLU nets whose coordinate has no state either,
