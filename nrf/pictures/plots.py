@@ -10,7 +10,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
@@ -111,31 +110,47 @@ def prediction_panel(frame, heatmaps, targets, names=SHAPES):
     """
     H, W = np.shape(frame)
     heatmaps, targets = (np.reshape(maps, (-1, *np.shape(maps)[-2:])) for maps in (heatmaps, targets))
-    N = len(heatmaps)
+    N, side, left, top, line, step = len(heatmaps), 152, 72, 46, 250, 178  # a card of TensorBoard is 400 wide
     names = names if len(names) == N else [f"shape {n}" for n in range(N)]
-    figure = Figure(figsize=(6, 2.5 * N), dpi=100)  # a card of TensorBoard is 400 wide
-    figure.subplots_adjust(left=0.12, right=0.98, top=1 - 0.45 / 2.5 / N, bottom=0.45 / 2.5 / N, wspace=0.12)
-    figure.subplots_adjust(hspace=0.55)  # of an axis' height: titles and ticks between lines
-    grid = figure.subplots(N, 3, sharex=True, sharey=True, squeeze=False)
-    for line, name, heatmap, target in zip(grid, names, heatmaps, targets, strict=True):
+    h, w = (max(round(side * length / max(H, W)), 1) for length in (H, W))
+    canvas = Image.new("RGB", (600, N * line), WHITE)
+    draw, small = ImageDraw.Draw(canvas), font(13)
+    for n, (name, heatmap, target) in enumerate(zip(names, heatmaps, targets, strict=True)):
+        y = n * line + top + (side - h) // 2
         panels = ("input", frame, "gray_r"), ("heat map", heatmap, "viridis"), ("target", target, "viridis")
-        for axes, (title, values, colours) in zip(line, panels, strict=True):
-            values = np.asarray(values, np.float32)
-            h, w = values.shape
-            half_h, half_w = H / max(h - 1, 1) / 2, W / max(w - 1, 1) / 2
-            extent = (0, W, H, 0) if title == "input" else (-half_w, W + half_w, H + half_h, -half_h)
+        for i, (title, values, colours) in enumerate(panels):
+            x, values = left + i * step + (side - w) // 2, np.asarray(values, np.float32)
             most = values[np.isfinite(values)].max(initial=0.0)
-            axes.imshow(values, cmap=colours, vmin=0, vmax=most, extent=extent)
-            axes.set(xlim=(0, W), ylim=(H, 0))
-            axes.set_title(f"{title}\n0 to {most:.2g}", fontsize=11)
-            axes.tick_params(labelsize=10, labelbottom=True)
-            for axis, across, other in ((axes.xaxis, W, H), (axes.yaxis, H, W)):
-                axis.set_major_locator(MaxNLocator(3 if 3 * across > 2 * other else 1, integer=True))
-        line[0].set_ylabel("H in pixels" if N == 1 else f"{name}\nH in pixels", fontsize=10)
-    grid[-1, 1].set_xlabel("W in pixels", fontsize=10)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.array(canvas.buffer_rgba())[..., :3]
+            shown = values[_cells(len(values), h)][:, _cells(values.shape[1], w)]
+            if title == "input":  # no event is left out
+                shown = np.asarray(Image.fromarray(values).resize((w, h), Image.Resampling.BOX))
+            shown = np.ma.masked_invalid(shown) / (most or 1)
+            tile = matplotlib.colormaps[colours].with_extremes(bad="white")(shown, bytes=True)[..., :3]
+            canvas.paste(Image.fromarray(tile), (x, y))
+            draw.rectangle((x - 1, y - 1, x + w, y + h), outline=GREY)
+            text = f"{title}\n0 to {most:.2g}"
+            draw.multiline_text((x + w / 2, y - 4), text, BLACK, font(14), "md", align="center")
+            for tick in _ticks(W, H):
+                draw.text((x + tick * w / W, y + h + 4), f"{tick:g}", BLACK, small, "ma")
+            for tick in _ticks(H, W) if i == 0 else ():
+                draw.text((x - 5, y + tick * h / H), f"{tick:g}", BLACK, small, "rm")
+        label = Image.new("RGB", (side, 34), WHITE)
+        text = "H in pixels" if N == 1 else f"{name}\nH in pixels"
+        ImageDraw.Draw(label).multiline_text((side / 2, 17), text, BLACK, small, "mm", align="center")
+        canvas.paste(label.rotate(90, expand=True), (2, n * line + top))
+    draw.text((left + step + side / 2, y + h + 28), "W in pixels", BLACK, small, "mm")
+    return np.array(canvas)
+
+
+def _cells(n, pixels):
+    """Which of n cells each pixel of an axis shows, on whose ends the first and the last are centred."""
+    return ((np.arange(pixels) + 0.5) / pixels * (n - 1) + 0.5).astype(int)
+
+
+def _ticks(length, other):
+    """Round numbers along an axis, fewer along a short one."""
+    ticks = MaxNLocator(3 if 3 * length > 2 * other else 1, integer=True).tick_values(0, length)
+    return [tick for tick in ticks if tick <= length]
 
 
 def learning_curves(curves, path, baseline=None, ylabel="error in pixels"):

@@ -61,7 +61,7 @@ class ShapesModel(pl.LightningModule):
         self.validation = torch.nn.ModuleDict({name: MeanMetric() for name in [*names, "hp_metric"]})
 
     def setup(self, stage):
-        if self.trainer.world_size > 1 and not self.config.skip_connections:
+        if not self.config.skip_connections:
             for name, parameter in self.named_parameters():  # no part of the loss: DDP would wait for them
                 parameter.requires_grad_(parameter.requires_grad and not name.endswith("skip_weight"))
 

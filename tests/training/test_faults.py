@@ -390,6 +390,8 @@ def test_fifty_epochs_leak_neither_memory_nor_file_handles(tmp_path, monkeypatch
 
     class Watch(Published):
         def on_train_epoch_start(self, trainer, model):
+            if trainer.current_epoch not in (10, 20, 30, 40, 49):
+                return
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)  # what is free goes back: the rest is in use
             resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -397,10 +399,10 @@ def test_fifty_epochs_leak_neither_memory_nor_file_handles(tmp_path, monkeypatch
 
     monkeypatch.setattr(run_module, "Published", Watch)
     assert train(data, tmp_path / "logs", "--max_epochs=50", "--num_workers=0") == 0
-    assert len(taken) == 50
+    assert len(taken) == 5
     mebibytes, handles, threads = zip(*taken, strict=True)
-    assert handles[10] == handles[-1] and threads[10] == threads[-1], taken
-    assert mebibytes[-1] - mebibytes[10] < 4, mebibytes
+    assert handles[0] == handles[-1] and threads[0] == threads[-1], taken
+    assert mebibytes[-1] - mebibytes[0] < 4, mebibytes
 
 
 def test_deterministic_algorithms_give_the_same_for_any_number_of_workers(data, tmp_path):
