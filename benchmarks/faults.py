@@ -36,24 +36,28 @@ TRAINING = [
     *"--n_ratios=1 --num_workers=0 --accelerator=cpu --enable_progress_bar=false".split(),
     *"--enable_model_summary=false --log_every_n_steps=1 --ckpt_path=last".split(),
 ]
-PRELOADED = ["nrf.commands.learn_shapes", "nrf.commands.generate_data"]
 PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["nrf.commands.learn_shapes", "nrf.commands.generate_data"])
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def command(module, words, output):
-    """In a process of its own: `module.main(words)`, what it says into a file, its exit code the
-    process's."""
+def command(module, words, output, variables):
+    """In a process of its own: `module.main(words)` with these environment variables, what it says into a
+    file, its exit code the process's."""
     os.setsid()
+    os.environ.update(variables)
     multiprocessing.set_start_method("fork", force=True)  # of what it starts itself, as if called by a shell
     with output.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
-    sys.exit(importlib.import_module(f"nrf.commands.{module}").main([str(word) for word in words]))
+    words = [str(word) for word in words]
+    sys.argv = [str(ROOT / f"{module}.py"), *words]  # by which Lightning starts further processes
+    sys.exit(importlib.import_module(f"nrf.commands.{module}").main(words))
 
 
-def start(module, words, folder):
-    process = PROCESSES.Process(target=command, args=(module, words, folder / "output"))
+def start(module, words, folder, **variables):
+    process = PROCESSES.Process(target=command, args=(module, words, folder / "output", variables))
     process.start()
     return process
 
@@ -161,7 +165,6 @@ def main(argv=None):
     parser.add_argument("--combinations", type=int, default=240, help="of settings and stops")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and combinations")
     args = parser.parse_args(argv)
-    PROCESSES.set_forkserver_preload(PRELOADED)
     torch.set_num_threads(1)
     print(machine_line(kills=args.kills, combinations=args.combinations, seed=args.seed))
     with tempfile.TemporaryDirectory() as folder:

@@ -114,14 +114,14 @@ def draw(source, first_way):
 
 
 class Strike(Callback):
-    """Stops a run at the given call of a hook, counted from 0."""
+    """Stops a run at the given call of a hook, counted from 0, in one of its processes."""
 
-    def __init__(self, way, hook, number):
-        self.left, self.way = number, way
+    def __init__(self, way: str, hook: str, number: int, rank: int = 0):
+        self.left, self.way, self.rank = number, way, rank
         setattr(self, hook, self.called)
 
     def called(self, trainer, *_, **__):
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or trainer.global_rank != self.rank:
             return
         self.left -= 1
         if self.left == -1 and self.way == "max_time":

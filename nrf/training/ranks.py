@@ -19,6 +19,15 @@ def sum_of_all(value):
     return value
 
 
+def shares_of_all(value):
+    """A tensor (...) of every process, (process, ...); without gradients."""
+    if n_processes() == 1:
+        return value.detach()[None]
+    shares = [torch.empty_like(value) for _ in range(n_processes())]
+    distributed.all_gather(shares, value.detach().contiguous())
+    return torch.stack(shares)
+
+
 def mean_of_all(value, weight=1):
     """The weighted mean of a tensor over all processes; its gradient is that of this process's part.
 

@@ -16,6 +16,7 @@ from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from nrf.config import result_affecting
 from nrf.data.sampling import Position
 from nrf.training.persistence import CheckpointError, RunLogger
+from nrf.training.ranks import shares_of_all
 
 # flags of the Trainer that alter a run's numbers
 FLAGS = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
@@ -202,17 +203,16 @@ class Resume(Callback):
         self.place.logged = trainer.fit_loop.epoch_loop._batches_that_stepped
         checkpoint["epoch"] = self.place.position.epoch  # Lightning's own depends on where a run had stopped
         checkpoint["place"], checkpoint["conditions"] = dataclasses.asdict(self.place), self.conditions
-        checkpoint["gradients"] = self._unused_gradients(trainer, model)
+        checkpoint["gradients"] = self._unused_gradients(model)
         logs = [logger.sizes() for logger in trainer.loggers if isinstance(logger, RunLogger)]
         checkpoint["logs"] = logs[0] if logs and trainer.is_global_zero else {}
 
-    def _unused_gradients(self, trainer, model):
+    def _unused_gradients(self, model):
         """Of a window of accumulated batches that has begun: (process, ...) by name."""
         if not self.place.window:
             return {}
-        several = trainer.world_size > 1
         return {
-            name: trainer.strategy.all_gather(parameter.grad) if several else parameter.grad[None]
+            name: shares_of_all(parameter.grad)
             for name, parameter in model.named_parameters()
             if parameter.grad is not None
         }

@@ -84,16 +84,11 @@ def assert_same_run(one, other):
 # kills
 
 
-@pytest.fixture(scope="module")
-def processes():
-    faults.PROCESSES.set_forkserver_preload(faults.PRELOADED)
-
-
-def test_kill_9_at_random_moments_of_training(processes, tmp_path):
+def test_kill_9_at_random_moments_of_training(tmp_path):
     assert faults.kill_training(tmp_path, kills=2, seed=1, epochs=2) == 0
 
 
-def test_kill_9_at_random_moments_of_rendering(processes, tmp_path):
+def test_kill_9_at_random_moments_of_rendering(tmp_path):
     assert faults.kill_rendering(tmp_path, kills=3, seed=1) == 0
 
 
@@ -149,7 +144,7 @@ def test_the_newest_checkpoint_that_can_be_read_is_taken_and_damaged_ones_are_na
 
 
 @linux
-def test_processes_that_read_data_die_with_their_parent(processes, data, tmp_path):
+def test_processes_that_read_data_die_with_their_parent(data, tmp_path):
     flags = [*TINY, "--num_workers=2", "--max_epochs=500"]
     process = faults.start("learn_shapes", [data, tmp_path, *flags], tmp_path)
     end = time.monotonic() + 60
@@ -352,7 +347,7 @@ def test_versions_are_claimed_by_one_run_each(tmp_path):
     assert sorted(numbers) == list(range(24))
 
 
-def test_two_runs_into_one_folder_at_once(processes, data, tmp_path):
+def test_two_runs_into_one_folder_at_once(data, tmp_path):
     for name in ("one", "two", "alone"):
         (tmp_path / name).mkdir()
     flags = [*TINY, "--max_epochs=3", "--log_every_n_steps=1"]

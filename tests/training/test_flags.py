@@ -23,6 +23,7 @@ VALUES = {  # flag: (further words, words of the line that refuses it, or WORKS)
         ("gpu", WORKS if torch.cuda.is_available() else "No supported gpu"),
     ],
     "strategy": [
+        ("ddp", WORKS),
         ("ddp_fork", "expected ddp"),
         ("ddp_spawn", "expected ddp"),
         ("nothing", "invalid strategy"),

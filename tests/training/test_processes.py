@@ -1,25 +1,22 @@
 """Several processes: the same numbers as one with as large a batch, one writer, one end."""
 
 import csv
-import os
 import signal
 import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from test_learn_shapes import TINY, render, scalars, weights
 
+from benchmarks import faults
 from nrf.commands import learn_shapes
 from nrf.data.dataset import ShapeDataset, collate, loader
+from nrf.system.archive import load_archive
 from nrf.training.trainer import first_decides
 
-ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--dropout=0", "--max_epochs=3", "--log_every_n_steps=1", "--ckpt_path=last", "--lr=0.001"]
+FLAGS.append("--accumulate_grad_batches=3")  # of 4 batches an epoch
 
 
 @pytest.fixture(scope="module")
@@ -28,56 +25,38 @@ def data(tmp_path_factory):
     return render(tmp_path_factory.mktemp("data") / "shapes", recordings=22, frames=12)
 
 
-class Node:
-    """A learn_shapes.py of ours that trains with others; what it says is in `output`."""
-
-    def __init__(self, data, logs, output, *flags, **variables):
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-        self.output = output
-        with output.open("w") as file:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    ROOT / "learn_shapes.py",
-                    data,
-                    logs,
-                    *TINY,
-                    *FLAGS,
-                    "--strategy=ddp",
-                    *flags,
-                ],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=clean | {"OMP_NUM_THREADS": "1"} | variables,
-            )
-
-    def stop_after_an_epoch(self, logs):
-        end = time.monotonic() + 120
-        while not rows(logs):
-            assert self.process.poll() is None and time.monotonic() < end, self.output.read_text()
-            time.sleep(0.02)
-        self.process.send_signal(signal.SIGTERM)
-
-    def end(self):
-        """Its exit code, and what it said."""
-        code = self.process.wait(timeout=120)
-        return code, self.output.read_text()
+def strike(rank):
+    """A signal to one process, at the sixth batch: within a window of accumulated gradients."""
+    strike = {"way": "SIGTERM", "hook": "on_train_batch_end", "number": 5, "rank": rank}
+    return ["--callbacks=benchmarks.resuming.Strike", *(f"--callbacks.{k}={v}" for k, v in strike.items())]
 
 
-def free_port():
+def processes(data, logs_of, folder, *flags):
+    """Commands that train together, each with its own logs; the first one's exit code, and what each said."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    nodes, outputs = [], [folder / str(rank) for rank in range(len(logs_of))]
+    for rank, (output, logs) in enumerate(zip(outputs, logs_of, strict=True)):
+        output.mkdir(exist_ok=True)
+        (output / "output").write_text("")
+        words = [data, logs, *TINY, *FLAGS, *flags, "--strategy=ddp"]
+        nodes.append(faults.start("learn_shapes", words, output, NODE_RANK=str(rank), **address))
+    for node in nodes:
+        node.join(120)
+    assert not any(node.exitcode for node in nodes[1:])
+    return nodes[0].exitcode, *((output / "output").read_text() for output in outputs)
 
 
-def two_nodes(data, logs, others_logs, folder, *flags):
-    """The first process of each, found as Lightning finds them: by environment variables."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    flags = ["--num_nodes=2", "--devices=1", *flags]
-    return [
-        Node(data, root, folder / f"output-{rank}", *flags, **address, NODE_RANK=str(rank))
-        for rank, root in enumerate((logs, others_logs))
-    ]
+def one_node(data, logs, folder, *flags):
+    """A command that starts its second process itself."""
+    return *processes(data, [logs], folder, "--devices=2", *flags), ""
+
+
+def two_nodes(data, logs, folder, *flags):
+    """A command on each node, which find each other by environment variables; the second one's logs are
+    elsewhere."""
+    return processes(data, [logs, folder / "elsewhere"], folder, "--devices=1", "--num_nodes=2", *flags)
 
 
 def rows(logs):
@@ -90,43 +69,25 @@ def close(one, other):
     assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
 
 
-def one_node(data, logs, folder, *flags):
-    """Stopped by a signal to the first process, and resumed."""
-    node = Node(data, logs, folder / "output", "--devices=2", *flags)
-    node.stop_after_an_epoch(logs)
-    code, output = node.end()
-    assert code == 128 + signal.SIGTERM and output.count("stopped by SIGTERM") == 1, output
-    assert len(rows(logs)) < 3
-    code, output = Node(data, logs, folder / "output", "--devices=2", *flags).end()
-    assert code == 0 and output.count("best error") == 1, output
-
-
-def several_nodes(data, logs, folder, *flags):
-    """Stopped by a signal to the second one, which then does not see where to resume, but is told."""
-    nodes = two_nodes(data, logs, logs, folder, *flags)
-    nodes[1].stop_after_an_epoch(logs)
-    (first, output), (second, nothing) = (node.end() for node in nodes)
-    assert (first, second) == (128 + signal.SIGTERM, 0), output + nothing
-    assert output.count("stopped by SIGTERM") == 1 and "stopped" not in nothing
-    assert len(rows(logs)) < 3
-    nodes = two_nodes(data, logs, folder / "elsewhere", folder, *flags)
-    (first, output), (second, nothing) = (node.end() for node in nodes)
-    assert (first, second) == (0, 0), output + nothing
-    assert output.count("resumes from") == output.count("best error") == 1 and "best error" not in nothing
-    assert not (folder / "elsewhere").exists()
-
-
 @pytest.mark.parametrize(
-    ("train", "flags"),
-    [(one_node, ["--net=li"]), (several_nodes, ["--net=lif", "--precision=64-true"])],
+    ("train", "rank", "flags"),
+    [(one_node, 0, ["--net=li"]), (two_nodes, 1, ["--net=lif", "--precision=64-true"])],
     ids=["one node", "two nodes"],
 )
-def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, train, flags):
-    """Also where they are stopped by a signal to one of them, and resume."""
+def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, train, rank, flags):
+    """Also where they are stopped by a signal to one of them within a window of accumulated gradients, and
+    resume: from what the first process sees, whatever the other does."""
     more = [*flags, "--regularization_scale=1"]  # so that the regulariser counts
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert learn_shapes.main([str(data), str(alone), *TINY, *FLAGS, *more, "--batch_size=4"]) == 0
-    train(data, together, tmp_path, *more)
+    code, output, other = train(data, together, tmp_path, *more, *strike(rank))
+    assert code == 128 + signal.SIGTERM and output.count("stopped by SIGTERM") == 1, output
+    assert "stopped" not in other and "deprecated" not in output and len(rows(together)) == 1
+    place = load_archive(next(together.glob("*/*/checkpoints/last.ckpt")))["place"]
+    assert (place["batches"], place["window"]) == (6, 2)
+    code, output, other = train(data, together, tmp_path, *more)
+    assert code == 0 and output.count("resumes from") == output.count("best error") == 1, output
+    assert "best error" not in other and not (tmp_path / "elsewhere").exists()
 
     versions = [next(logs.glob("*/version_0")) for logs in (alone, together)]
     assert [len(list(version.parent.iterdir())) for version in versions] == [1, 1]
@@ -135,7 +96,7 @@ def test_two_processes_are_one_with_twice_the_batch(data, tmp_path, train, flags
     files = [sorted(p.name for p in logs.glob("[!.]*") if p.is_file()) for logs in (alone, together)]
     assert files[0] == files[1]
     found = [rows(logs) for logs in (alone, together)]
-    assert [step for step, _ in found[0]] == [step for step, _ in found[1]] == [4, 8, 12]
+    assert [step for step, _ in found[0]] == [step for step, _ in found[1]] == [2, 4, 6]
     for (_, one), (_, other) in zip(*found, strict=True):
         close(one, other)
     (_, one), (_, other) = map(scalars, versions)
