@@ -9,7 +9,7 @@ import torch
 
 from nrf.config import Config
 from nrf.data.sampling import Batches, Position
-from nrf.training import resuming
+from nrf.training import ranks, resuming
 from nrf.training.persistence import CheckpointError, RunLogger
 from nrf.training.resuming import FLAGS, EpochLoop, Place, Resume
 
@@ -205,12 +205,18 @@ def test_a_validation_is_due_until_it_is_over(sanity):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_checkpoint_keeps_the_gradients_of_an_open_window_of_all_processes(processes):
+def test_a_checkpoint_keeps_the_gradients_of_an_open_window_of_all_processes(monkeypatch, processes):
     resume, trainer, _ = made()
     model = torch.nn.Linear(2, 1)
     model.weight.grad = torch.tensor([[1.0, 2.0]])
-    strategy = SimpleNamespace(all_gather=lambda grad: torch.stack([grad, 3 * grad]))
-    seen = SimpleNamespace(world_size=processes, strategy=strategy, fit_loop=trainer.fit_loop, loggers=[])
+
+    def all_gather(shares, grad):
+        for rank, share in enumerate(shares):
+            share.copy_((1 + 2 * rank) * grad)
+
+    monkeypatch.setattr(ranks, "n_processes", lambda: processes)
+    monkeypatch.setattr(ranks.distributed, "all_gather", all_gather)
+    seen = SimpleNamespace(world_size=processes, fit_loop=trainer.fit_loop, loggers=[])
     trainer.fit_loop.epoch_loop._batches_that_stepped = 6
     for window in (0, 1):
         resume.place.window = window
