@@ -18,8 +18,7 @@ from nrf.data.event_files import UNITS_US
 from nrf.data.recordings import DataError
 from nrf.system.plain import plain_yaml
 from nrf.system.text import one_line, printable
-from nrf.training.module import ShapesModel  # noqa: F401, its tables are the settings' choices
-from nrf.training.persistence import TrainingError
+from nrf.training.errors import TrainingError
 
 LONGEST = 800  # characters of an error, which may repeat what somebody wrote
 LOAD_YAML = jsonargparse.get_loader("yaml")
@@ -91,6 +90,8 @@ class CommandLine(jsonargparse.ArgumentParser):
 
 def add_settings(parser):
     """A flag for every field of `Config`."""
+    import nrf.training.module  # noqa: F401, its tables are the choices; it takes seconds to load
+
     for setting in dataclasses.fields(Config):
         meta = setting.metadata
         kwargs = {"type": setting.type, "default": setting.default, "help": meta["help"]}

@@ -13,25 +13,14 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from nrf.config import result_affecting
 from nrf.system.archive import GIB, ArchiveError, load_archive, save_whole
 from nrf.system.files import fcntl
-from nrf.system.text import printable
 from nrf.training.checkpoint_content import problem_of
+from nrf.training.errors import CheckpointError, TrainingError
 
 MAX_BYTES = 4 * GIB
 TO_PREDICT = {"state_dict", "hyper_parameters"}  # what a checkpoint must hold
 TO_RESUME = TO_PREDICT | {"global_step", "optimizer_states", "callbacks"}
 WANTED = "expected a .ckpt file of learn_shapes.py"
 UNFINISHED = ".unfinished"
-
-
-class TrainingError(RuntimeError):
-    """Training cannot continue; its message is for the user."""
-
-    def __init__(self, message):
-        super().__init__(printable(message))
-
-
-class CheckpointError(TrainingError):
-    """A checkpoint that cannot be used; the message names it and what was expected."""
 
 
 def read_checkpoint(path, wanted=TO_RESUME):

@@ -186,8 +186,8 @@ def test_a_failed_recording_ends_the_command_and_is_named(tmp_path, monkeypatch,
 
 def start(tmp_path, patch=""):
     """nrf generate_data in a process of its own, with many recordings to render."""
-    imports = "import sys\nfrom nrf.commands import generate_data\nfrom nrf.data import generation"
-    code = f"{imports}\n{patch}\nif __name__ == '__main__': sys.exit(generate_data.main())"
+    imports = "import sys; from nrf.commands import generate_data; from nrf.data import generation"
+    code = f"if __name__ == '__main__': {imports}; {patch or 'pass'}; sys.exit(generate_data.main())"
     script = tmp_path / "run.py"
     script.write_text(code)
     arguments = f"5000 {tmp_path}/out {SMALL} --workers 2".split()
