@@ -29,6 +29,7 @@ from nrf.covariance.space import (
     field_of,
     filtered,
     kernels_of,
+    network_rows,
     rotation,
     space_rows,
     support_of,
@@ -81,13 +82,14 @@ def space_table(rows, families):
     return markdown_table(header, lines)
 
 
-def pivot(rows, line_keys, column_key, value="error", columns=None):
-    """A table of medians in percent: a line per values of `line_keys`, a column per value of `column_key`."""
+def pivot(rows, line_keys, column_key, value="error", columns=None, largest=0):
+    """A table of medians, or largest values, in percent: a line per values of `line_keys`, a column per value
+    of `column_key`."""
     columns = columns or list(dict.fromkeys(column(rows, column_key)))
     lines = []
     for line in dict.fromkeys(tuple(row[key] for key in line_keys) for row in rows):
         own = picked(rows, **dict(zip(line_keys, line, strict=True)))
-        cells = [percent(column(picked(own, **{column_key: c}), value))[0] for c in columns]
+        cells = [percent(column(picked(own, **{column_key: c}), value))[largest] for c in columns]
         lines.append([*(f"{v:.3g}" if isinstance(v, float) else v for v in line), *cells])
     return markdown_table([*line_keys, *(f"{c:.3g}" if isinstance(c, float) else c for c in columns)], lines)
 
@@ -138,6 +140,13 @@ def space_sections(parts):
         (
             "Ways to put a kernel on the grid: errors against the true response to a blob of 1.5 pixels (%)",
             pivot(parts["discretisations"], ("order", "family"), "sigma_px", "true_error"),
+        ),
+        (
+            "The same of the paper's bank in the network's kernels, by size, on blobs of 1.5 or 4 pixels (%)",
+            "\n\n".join(
+                f"{name}\n\n{pivot(parts['network'], ('blob_px', 'family'), 'size', 'true_error', largest=i)}"
+                for i, name in enumerate(("medians", "largest"))
+            ),
         ),
         (
             "Space, GERD shapes of 16 pixels, size as needed: medians in %; edges are one pixel wide before "
@@ -307,6 +316,7 @@ def measure(trained=None):
         "space": space_rows({"blobs": blobs()}),
         "shapes": space_rows({kind: Shape(kind, 16.0, eye) for kind in SHAPES}, sizes=(0,)),
         "discretisations": discretisation_rows(),
+        "network": network_rows(),
         "time": linear_rows(),
         "firing": firing_rows(),
         "joint": joint_rows(),

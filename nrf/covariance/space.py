@@ -9,6 +9,7 @@ is summed over pixels around any place.  Errors are relative l2 norms over the p
 they are.  Source: paper, Results and Methods (covariance properties).
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -24,7 +25,13 @@ from nrf.theory.affine_gaussian import (
     kernel_support,
     mapped,
 )
-from nrf.theory.receptive_fields import DOMAIN, KERNEL_SIZES, difference_kernels
+from nrf.theory.receptive_fields import (
+    DOMAIN,
+    KERNEL_SIZES,
+    difference_kernels,
+    exact_axes,
+    spatial_parameters,
+)
 
 MEASURED_ORDERS = ((0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (0, 2))  # up to 2, the network's four first
 EPSILON = 1e-4  # part of a kernel that its support may leave out
@@ -33,6 +40,7 @@ FIELDS = ((1.0, 1.0, 0.0), (1.5, 1.0, 0.5), (2.0, 1.0, -0.9))  # sigma_u, sigma_
 SHAPES = ("circle", "square", "triangle")
 DEVIATIONS = tuple(2 ** (k / 2) for k in range(-3, 5))  # pixels, of what discretisations are compared by
 MEASURED_DISCRETISATIONS = ("exact", "integrated", "sampled", "analogue")
+BLOBS_PX = 1.5, 4.0  # deviations of what fields of the network's kernels answer
 PLACES = 11  # along each axis, where responses are compared
 
 
@@ -206,6 +214,19 @@ def compare(image, field, matrix, families=MEASURED_FAMILIES, sizes=(0, *KERNEL_
                         "true_error": true[i].item(),
                     }
                 )
+    return rows
+
+
+def network_rows():
+    """Rows {size, family, order, blob_px, true_error} of all exact fields of the paper's bank in the
+    network's own kernels, on blobs of `BLOBS_PX`, against the truth."""
+    eye, fields = torch.eye(2, dtype=torch.float64), spatial_parameters(family="exact")[:, :3].double()
+    rows, fields = [], fields.unique(dim=0)
+    for size, blob in itertools.product(KERNEL_SIZES, BLOBS_PX):
+        image = Blobs(torch.zeros(1, 2, dtype=torch.float64), blob**2 * eye[None], torch.ones(1))
+        for values in zip(*exact_axes(fields, size), fields[:, 1], strict=True):
+            compared = compare(image, field_from_axes(*values), eye, ("exact", "sampled"), (size,))
+            rows += [row | {"blob_px": blob} for row in compared]
     return rows
 
 

@@ -314,7 +314,7 @@ def test_the_command_writes_tables_and_pictures(quick, tmp_path, capsys):
     ]
     assert "The checkpoint: distances" in written and promised == ["yes"] * 3
     rows = list(csv.DictReader((tmp_path / "out" / "covariance.csv").open()))
-    parts = {"space", "shapes", "discretisations", "time", "firing", "joint", "motion", "speed"}
+    parts = {"space", "shapes", "discretisations", "network", "time", "firing", "joint", "motion", "speed"}
     assert {row["part"] for row in rows} == parts | {"kernels", "time constants"}
     space = [row for row in rows if row["part"] == "space"]
     assert len(space) == 3 * 4 * len(MEASURED_FAMILIES) * len(MEASURED_ORDERS)
