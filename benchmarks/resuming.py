@@ -191,7 +191,6 @@ def attempt(case, data, folder):
     stop came.  RuntimeError where a run ends as it should not."""
     flags = case.flags | {"max_epochs": EPOCHS}
     came = []
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which runs under nohup ignore
     try:
         code, output = train(data, folder / "whole", flags | {"num_workers": 0})
         if code:

@@ -18,10 +18,10 @@ import warnings
 
 import torch
 
-import learn_shapes  # noqa: F401  (sets the allocator as training does, for both sides)
 from benchmarks.paired import alternate, machine_line, write_table
 from nrf.network.neurons import LIBoxParameters, LIFBoxParameters, leaky_integrate, leaky_integrate_and_fire
-from nrf.network.reference import norse_li, norse_lif  # noqa: E402
+from nrf.network.reference import norse_li, norse_lif
+from nrf.system.memory import keep_memory
 
 T, CELLS = 40, (144, 75, 75)
 V_TH, ALPHA = 0.125, 1.0
@@ -93,6 +93,7 @@ def main():
     parser.add_argument("--compile", action="store_true", help="against Norse's loop compiled, too")
     parser.add_argument("--save", action="store_true", help="write a table into benchmarks/results")
     arguments = parser.parse_args()
+    keep_memory()  # as learn_shapes.py does; here for both sides
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore")
     shape = (T, arguments.batch, *CELLS)

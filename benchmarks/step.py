@@ -21,6 +21,8 @@ import torch
 from benchmarks.paired import alternate, compare, machine_line, write_table
 from nrf.config import Config
 from nrf.data.dataset import EventBatch, dense_frames
+from nrf.network.neurons import NEURONS
+from nrf.system.memory import keep_memory
 
 RATE = 0.003 / 2  # events per cell and frame, as in the paper's recordings
 SIZES = {
@@ -28,7 +30,11 @@ SIZES = {
         "resolution": (48, 48), "timesteps": 20, "batch_size": 8, "n_classes": 1, "skip_connections": 1,
         "n_spatial_scales": 3, "n_angles": 1, "n_ratios": 1,
     },
-    "small": {"resolution": (150, 150), "timesteps": 10, "batch_size": 1, "n_spatial_scales": 2},
+    "small": {"resolution": (64, 64), "n_classes": 1, "n_spatial_scales": 3, "n_angles": 1, "n_ratios": 1},
+    "small, 36 fields": {
+        "resolution": (64, 64), "n_classes": 1, "n_spatial_scales": 3, "n_angles": 2, "n_ratios": 2,
+    },
+    "middle": {"resolution": (150, 150), "timesteps": 10, "batch_size": 1, "n_spatial_scales": 2},
     "paper": {"batch_size": 1},
 }  # fmt: skip
 PAPER_BATCH = {"li": 8, "lif": 4, "ann": 12}  # on a GPU, as in the lines of config_*.txt
@@ -58,6 +64,7 @@ def our_step(config, device):
     """A function of the precision that gives the loss, and the gradients by name."""
     from nrf.training.module import ShapesModel
 
+    keep_memory()  # as learn_shapes.py does
     torch.manual_seed(0)
     model = ShapesModel(**dataclasses.asdict(config)).to(device)
     batch = batch_of(config, device)
@@ -183,7 +190,7 @@ def measure(net, size, arguments):
 
 def main():
     parser = argparse.ArgumentParser("benchmarks.step", description=__doc__.splitlines()[0])
-    parser.add_argument("--nets", nargs="+", choices=("li", "lif", "ann"), default=["li", "lif", "ann"])
+    parser.add_argument("--nets", nargs="+", choices=NEURONS, default=["li", "lif", "ann"])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["demo", "paper"])
     parser.add_argument("--batch_size", type=int, help="recordings per batch (default: by size)")
     parser.add_argument("--runs", type=int, default=2, help="pairs of steps (default: %(default)s)")

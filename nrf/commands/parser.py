@@ -75,7 +75,7 @@ class CommandLine(jsonargparse.ArgumentParser):
         text = text.replace("Problems parsing config:", "--config:")
         text = text.replace("invalid zero_or_one value:", "expected 0 or 1, not")
         if wanted := re.findall(r"Expected an? <class '(\w+)'>", text):
-            value = re.search(r"(?:Got|Given) value: (.*?)(?: - Expected| Given value|$)", text)
+            value = re.search(r"(?:Got|Given) value: (.*)$", text)
             flag = text.split(":")[0]
             text = (
                 f"{flag}: expected {' or '.join(dict.fromkeys(wanted))}, not {value[1] if value else 'this'}"

@@ -1,21 +1,19 @@
 """A layer by bands of rows, each computed again for its gradients, so that its activations are never kept.
 
 Few channels come into the paper's first layer, many go out four times as large as the next layer takes them,
-once per time constant: 8 GB of float32 voltages that a cheap convolution of 29 MB of events makes.  A band is
-small enough to stay in cache from its convolution to its pooled responses.
+once per time constant: 8 GB of float32 voltages that a cheap convolution of 29 MB of events makes.
 """
 
 import torch
 from torch.nn import functional as F
 
-# cells of a band's responses, over all steps: on a CPU they stay in cache, on a GPU each band costs the start
-# of some twenty kernels
+# cells of a band's currents, over all steps: on a GPU each band costs the start of some twenty kernels
 BAND = {"cpu": 2**23, "cuda": 2**28}
 
 
-def band_rows(frames, n_responses):
-    """Rows of a band, an even number, where each cell of frames (..., H, W) has so many responses."""
-    cells = frames[..., 0, 0, :].numel() * n_responses
+def band_rows(frames, n_currents):
+    """Rows of a band, an even number, where each cell of frames (..., C, H, W) brings so many currents."""
+    cells = frames[..., 0, 0, :].numel() * n_currents
     return 2 * max(1, BAND.get(frames.device.type, BAND["cpu"]) // (2 * cells))
 
 

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from nrf.fast import native
+from nrf.fast.sparse import convolve_events
 
 METHODS = ("auto", "direct", "spectral")
 TILE = 25  # pixels: smaller tiles overlap more, larger ones have costlier transforms
@@ -29,19 +30,24 @@ ADVANTAGE, LEAST = 2.0, 5e7  # how many times fewer multiplications pay, and of 
 LEAST_CHANNELS = 16  # products of fewer are too small to run fast
 
 
-def convolve(frames, weight, method="auto"):
+def convolve(frames, weight, method="auto", events=False, padded=False):
     """Convolution "same" of frames (F, C, H, W) with weights (N, C, k, k), k odd: (F, N, H, W).
 
-    method: "direct" (torch), "spectral" (over frequencies, equal up to rounding; its result is channels-last
-    in memory), or "auto", the faster one by `spectral_is_faster`.  Under autocast the spectral one stays in
-    the dtype of the weights, faster on a CPU than the direct one in bfloat16.
+    method: "direct" (torch), "spectral" (over frequencies), or "auto", the faster one by
+    `spectral_is_faster`, and of events `fast/sparse.py`.  All are equal up to rounding; results of the others
+    are channels last in memory and, under autocast, of the dtype of the weights, faster on a CPU than the
+    direct one in bfloat16.  events: most cells are zero.  padded: frames bring k // 2 pixels of padding.
     """
     if method not in METHODS:
         raise ValueError(f"convolution {method!r}: expected one of {', '.join(METHODS)}")
-    if method == "spectral" or (method == "auto" and spectral_is_faster(frames, weight)):
+    padding = 0 if padded else weight.shape[-1] // 2
+    if method == "auto" and events and native.is_available(frames.device, weight.dtype):
+        with torch.autocast(frames.device.type, enabled=False):
+            return convolve_events(frames.to(weight.dtype), weight, padding)
+    if method == "spectral" or (method == "auto" and not padded and spectral_is_faster(frames, weight)):
         with torch.autocast(frames.device.type, enabled=False):
             return torch.ops.nrf.correlate.default(frames.to(weight.dtype), weight)
-    return F.conv2d(frames, weight, padding="same")
+    return F.conv2d(frames, weight, padding=padding)
 
 
 def spectral_is_faster(frames, weight):
@@ -83,7 +89,7 @@ def correlate(frames, weight):
     rows, columns = (Transform(n, k, frames.dtype, frames.device) for n in (H, W))
     taps = rows.kernel_rows @ weight.permute(2, 3, 1, 0).flatten(1)  # (2 Kh, k C N)
     taps = taps.view(rows.half, 2 * k, -1)
-    frames = frames.permute(0, 2, 3, 1).contiguous()
+    frames = _channels_last(frames)
     out = frames.new_empty(len(frames), H, W, n_out)
     workspace = Workspace(frames)
     chunk = frames_at_a_time(rows.count * columns.count, frames.device.type)
@@ -114,7 +120,7 @@ def correlate_frames(frames, grad, k):
     n_in, n_out = frames.shape[1], grad.shape[1]
     rows, columns = (Transform(n, k, frames.dtype, frames.device) for n in (H, W))
     taps = frames.new_zeros(rows.half, 2 * k, n_in * n_out)
-    frames, grad = (a.permute(0, 2, 3, 1).contiguous() for a in (frames, grad))
+    frames, grad = _channels_last(frames), _channels_last(grad)
     workspace = Workspace(frames)
     chunk = frames_at_a_time(rows.count * columns.count, frames.device.type)
     for x, y in zip(frames.split(chunk), grad.split(chunk), strict=True):
@@ -172,6 +178,12 @@ native.operator(
 native.operator(
     "correlate_frames(Tensor frames, Tensor grad, int k) -> Tensor", correlate_frames, _empty_weight
 )
+
+
+def _channels_last(frames):
+    """(F, H, W, C), each frame in one piece of memory."""
+    frames = frames.permute(0, 2, 3, 1)
+    return frames if len(frames) and frames[0].is_contiguous() else frames.contiguous()
 
 
 class Workspace:

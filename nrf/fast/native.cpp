@@ -418,10 +418,80 @@ void pool_slopes_backward(Pooled p, const R *grad_pooled, const R *grad_last, co
     });
 }
 
+// --- convolution of sparse frames: every cell that is not zero brings its weights to the pixels that see it ---
+//
+//     y[f, i, j, n] = sum over c, a, b of  w[n, c, a, b] x[f, i + a - padding, j + b - padding, c]
+//
+// cells: (f, y, x, c) of each, in the order of memory, those of frame f from starts[f] to starts[f + 1]; values: of x.
+// weight (C, k, k, N): w turned round, so that what one cell brings to a row of pixels is one run of memory.
+
+struct Sparse {
+    index F, H, W, C, N, k, padding, threads;
+
+    index height() const { return H + 2 * padding - k + 1; }
+    index width() const { return W + 2 * padding - k + 1; }
+
+    struct Stamp {  // where the weights of a cell come to lie: taps [first, last) of a row, rows [upper, lower)
+        index c, top, left, upper, lower, first, last;
+    };
+
+    Stamp stamp(const index *cell) const {
+        const index top = cell[1] + padding - k + 1, left = cell[2] + padding - k + 1;
+        return {cell[3], top, left, std::max<index>(0, -top), std::min(k, height() - top), std::max<index>(0, -left),
+                std::min(k, width() - left)};
+    }
+};
+
+template <typename R>
+inline void add_scaled(R *to, const R *from, R by, index n) {
+#pragma omp simd
+    for (index i = 0; i < n; i++) to[i] += by * from[i];
+}
+
+template <typename R>
+void sparse(Sparse s, const index *cells, const index *starts, const R *values, const R *weight, R *out) {
+    const index row = s.width() * s.N, height = s.height();
+#pragma omp parallel for schedule(static) num_threads(s.threads)
+    for (index f = 0; f < s.F; f++) {
+        R *frame = out + f * height * row;
+        index cleared = 0;  // rows, just before they are first added to: still in cache then
+        for (index e = starts[f]; e < starts[f + 1]; e++) {
+            const Sparse::Stamp at = s.stamp(cells + 4 * e);
+            const index bottom = at.top + at.lower;
+            if (bottom > cleared) std::fill(frame + cleared * row, frame + bottom * row, R(0)), cleared = bottom;
+            for (index a = at.upper; a < at.lower && at.first < at.last; a++)
+                add_scaled(frame + (at.top + a) * row + (at.left + at.first) * s.N,
+                           weight + ((at.c * s.k + a) * s.k + at.first) * s.N, values[e], (at.last - at.first) * s.N);
+        }
+        std::fill(frame + cleared * row, frame + height * row, R(0));
+    }
+}
+
+// The gradient with respect to `weight`, as it is turned there; each row of taps sums over all cells in their order.
+template <typename R>
+void sparse_backward(Sparse s, const index *cells, const index *starts, const R *values, const R *grad, R *grad_weight) {
+    const index row = s.width() * s.N, height = s.height();
+#pragma omp parallel for collapse(2) schedule(static) num_threads(s.threads)
+    for (index c = 0; c < s.C; c++)
+        for (index a = 0; a < s.k; a++) {
+            R *to = grad_weight + (c * s.k + a) * s.k * s.N;
+            std::fill_n(to, s.k * s.N, R(0));
+            for (index f = 0; f < s.F; f++)
+                for (index e = starts[f]; e < starts[f + 1]; e++) {
+                    const Sparse::Stamp at = s.stamp(cells + 4 * e);
+                    if (at.c == c && a >= at.upper && a < at.lower && at.first < at.last)
+                        add_scaled(to + at.first * s.N,
+                                   grad + (f * height + at.top + a) * row + (at.left + at.first) * s.N, values[e],
+                                   (at.last - at.first) * s.N);
+                }
+        }
+}
+
 }  // namespace
 
 #define SCAN index T, index K, index groups, index n, index per_cell, index threads
 #define POOLED index T, index K, index groups, index B, index H, index W, index C, index threads
+#define SPARSE index F, index H, index W, index C, index N, index k, index padding, index threads
 #define SIZES {T, K, groups, B, H, W, C, threads}
 #define EXPORT(R, suffix)                                                                                               \
     void integrate_##suffix(SCAN, const R *x, const R *decay, const R *v0, R *v) {                                      \
@@ -455,6 +525,13 @@ void pool_slopes_backward(Pooled p, const R *grad_pooled, const R *grad_last, co
                                        const R *at_decay, const R *last_slope, const R *at_skip, const R *decay,        \
                                        const R *skip, R *dx, R *dv0, double *sums) {                                    \
         pool_slopes_backward<R>(SIZES, dout, dlast, above, at_decay, last_slope, at_skip, decay, skip, dx, dv0, sums);  \
+    }                                                                                                                   \
+    void sparse_##suffix(SPARSE, const index *cells, const index *starts, const R *values, const R *weight, R *out) {   \
+        sparse<R>({F, H, W, C, N, k, padding, threads}, cells, starts, values, weight, out);                            \
+    }                                                                                                                   \
+    void sparse_backward_##suffix(SPARSE, const index *cells, const index *starts, const R *values, const R *grad,      \
+                                  R *grad_weight) {                                                                     \
+        sparse_backward<R>({F, H, W, C, N, k, padding, threads}, cells, starts, values, grad, grad_weight);             \
     }
 
 extern "C" {

@@ -39,15 +39,15 @@ def is_available(device, dtype):
 
 
 def call(name, dtype, sizes, constants, inputs, outputs):
-    """A function of native.cpp: contiguous tensors of `dtype`, of float64 for sums and int32 for bits; None
-    for a null pointer.
+    """A function of native.cpp: contiguous tensors of `dtype`, of float64 for sums, int32 for bits and
+    int64 for indices; None for a null pointer.
 
     sizes: the last is the number of all cells, which the kernel gets as how many threads share them.
     A custom operator, which torch.compile and torch.export pass through.
     """
     outputs = [outputs[0].new_empty(0) if x is None else x for x in outputs]
     tensors = (x for x in (*inputs, *outputs) if x is not None)
-    assert all(x.dtype in (dtype, torch.float64, torch.int32) for x in tensors)
+    assert all(x.dtype in (dtype, torch.float64, torch.int32, torch.int64) for x in tensors)
     torch.ops.nrf.native.default(f"{name}_{SUFFIXES[dtype]}", sizes, constants, inputs, outputs)
 
 

@@ -58,10 +58,22 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
 
 
 class SpatialRF(nn.Module):
-    """[Batch norm and] convolution with a bank of receptive fields, over frames (T, K, B, C, H, W)."""
+    """[Batch norm and] convolution with a bank of receptive fields, over frames (T, K, B, C, H, W).
 
-    def __init__(self, in_channels, out_channels, kernel_size, batch_normalization=False, convolution="auto"):
+    events: most cells of the frames are zero, which costs time only where they are not.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        batch_normalization=False,
+        convolution="auto",
+        events=False,
+    ):
         super().__init__()
+        self.convolve = partial(convolve, method=convolution, events=events and not batch_normalization)
         self.convolution = convolution
         self.spatial = nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", bias=False)
         self.norm = StepwiseBatchNorm2d(in_channels) if batch_normalization else None
@@ -71,7 +83,7 @@ class SpatialRF(nn.Module):
 
     def forward(self, frames, channels=1):
         frames = self.normalise(frames, channels)
-        current = convolve(frames.flatten(0, 2), self.spatial.weight, self.convolution)
+        current = self.convolve(frames.flatten(0, 2), self.spatial.weight)
         return current.unflatten(0, frames.shape[:3])
 
 
@@ -164,13 +176,13 @@ def layer_response(layers: Sequence[SpatioTemporalRF], frames, state=None, pool=
         current = convolution(frames.flatten(0, 2), weight).unflatten(0, frames.shape[:3])  # T K|1 B N H W
         return Neurons.of(layers).respond(current, state, pool)  # T K B N h w
 
-    whole = partial(convolve, method=spatial.convolution)
+    whole = spatial.convolve
     in_bands = layers[0].recompute and not torch.compiler.is_compiling()  # a graph holds no loop of bands
     if in_bands and pool is not None and spatial.convolution != "spectral":
-        rows = band_rows(frames, len(layers) * len(weight))
+        rows = band_rows(frames, len(weight))
         if rows < frames.shape[-2] and not spectral_is_faster(frames.flatten(0, 2), weight):
             trained = [weight, *(p for layer in layers for p in layer.trained_beside_filters())]
-            banded = partial(response, layers, F.conv2d)
+            banded = partial(response, layers, partial(whole, padded=True))
             return by_bands(banded, frames, state, weight.shape[-1] // 2, rows, trained)
     if frames.shape[1] > 1 and frames.numel() >= APART:  # so the backward pass frees one after the other
         channels = zip(layers, frames.split(1, 1), split(state, len(layers)), strict=True)

@@ -191,8 +191,8 @@ def spatial_layers(config, scale):
     rows = field_rows(config, scale)
     widths = (config.in_channels, len(rows), len(rows), config.n_classes)
     layers = [
-        SpatialRF(n_in, n_out, size, bool(config.batch_normalization), config.convolution)
-        for n_in, n_out, size in zip(widths[:-1], widths[1:], KERNEL_SIZES, strict=True)
+        SpatialRF(n_in, n_out, size, bool(config.batch_normalization), config.convolution, events=i == 0)
+        for i, (n_in, n_out, size) in enumerate(zip(widths[:-1], widths[1:], KERNEL_SIZES, strict=True))
     ]
     calls = config.n_temporal_scales if config.weight_sharing else 1
     for layer, size in zip(layers, KERNEL_SIZES, strict=True):

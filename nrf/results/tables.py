@@ -1,11 +1,11 @@
-"""Errors in pixels, as results: summed up in bounded memory, named as in the paper, laid out as tables.
+"""Errors in pixels, as results: collected, named as in the paper, laid out as tables.
 
 Source of the names and medians: the paper's figure of errors (spatial scaling, temporal scaling).
 """
 
 import dataclasses
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,6 @@ from nrf.network.neurons import LI, NEURONS
 from nrf.results.operations import Operations, operations_table
 from nrf.system.markdown import markdown_table
 
-RESOLUTION = 1e-3  # of quantiles, relative
-SMALLEST_PX = 1e-9  # smaller errors count as this one, in quantiles
 INITIALISATIONS = ("rf", "uniform")
 TABLES = {"size": "pixels", "velocity": "as rendered", "folder": "", "shape": "", "time": "ms since warm-up"}
 TIMES = 5  # columns of the table over time
@@ -57,48 +55,32 @@ def published_set(name):
 
 
 class Spread:
-    """Mean and quantiles of a stream of errors, in memory that does not grow with it.
+    """Mean and quantiles of errors, one per window, as they come."""
 
-    The mean is exact; a quantile is numpy's (linear between neighbours) to a relative RESOLUTION, from counts
-    in bins whose borders form a geometric series.  Source: DDSketch, Masson, Rim and Lee 2019.
-    """
+    def __init__(self, values=()):
+        self.values = np.asarray(values, np.float64)
 
-    def __init__(self):
-        self.n, self.total, self.bins = 0, 0.0, Counter()
+    @property
+    def n(self):
+        return len(self.values)
 
     def add(self, errors):
         """Take in an array of errors of any shape, all of them 0 or more. ValueError for others."""
         errors = np.asarray(errors, np.float64).ravel()
         if not (np.isfinite(errors) & (errors >= 0)).all():
             raise ValueError("errors: expected finite values of 0 or more")
-        self.n += errors.size
-        self.total += errors.sum()
-        bins = np.rint(np.log(np.maximum(errors, SMALLEST_PX)) / math.log1p(RESOLUTION)).astype(int)
-        for bin_, count in zip(*np.unique(bins, return_counts=True), strict=True):
-            self.bins[int(bin_)] += int(count)
+        self.values = np.concatenate([self.values, errors])
 
     def __add__(self, other):
-        both = Spread()
-        both.n, both.total = self.n + other.n, self.total + other.total
-        both.bins = self.bins + other.bins
-        return both
+        return Spread(np.concatenate([self.values, other.values]))
 
     @property
     def mean(self):
-        return self.total / self.n if self.n else math.nan
+        return float(self.values.mean()) if self.n else math.nan
 
     def quantile(self, q):
         """The q-quantile, q in [0, 1]; NaN of nothing."""
-        if not self.n:
-            return math.nan
-        bins = sorted(self.bins)
-        last = np.cumsum([self.bins[bin_] for bin_ in bins]) - 1  # rank of the last error of each bin
-        rank = q * (self.n - 1)
-        low, high = (
-            (1 + RESOLUTION) ** bins[np.searchsorted(last, neighbour)]
-            for neighbour in (math.floor(rank), math.ceil(rank))
-        )
-        return low + (rank - math.floor(rank)) * (high - low)
+        return float(np.quantile(self.values, q)) if self.n else math.nan
 
     def summary(self):
         """n, mean and the quantiles that a box plot shows, as a dict."""

@@ -2,7 +2,6 @@
 run."""
 
 import os
-import re
 import sys
 import weakref
 from pathlib import Path
@@ -113,18 +112,7 @@ def where_to_resume(ckpt_path, run_folder, settings):
     version = version_of(ckpt_path, run_folder)
     if version is not None:
         remove_parts(Path(ckpt_path).parent)
-        if later := later_than(Path(ckpt_path)):
-            print(f"{ckpt_path}: what its run left afterwards is replaced: {later}", file=sys.stderr)
     return ckpt_path, version
-
-
-def later_than(checkpoint):
-    """The names of later checkpoints beside this one, in one text."""
-    step = read_checkpoint(checkpoint)["global_step"]
-    steps = {
-        path.name: re.search(r"step=(\d+)\.ckpt$", path.name) for path in checkpoint.parent.glob("epoch=*")
-    }
-    return ", ".join(sorted(name for name, found in steps.items() if found and int(found[1]) > step))
 
 
 def version_of(checkpoint, run_folder):

@@ -29,14 +29,6 @@ OPTIMIZERS = table(
         "sgd": torch.optim.SGD,
     },
 )
-LEAST = {  # of flags whose smaller values Lightning takes, and divides by or does odd things with
-    "accumulate_grad_batches": 1,
-    "check_val_every_n_epoch": 1,
-    "gradient_clip_val": 0,
-    "log_every_n_steps": 0,
-    "reload_dataloaders_every_n_epochs": 0,
-    "val_check_interval": 0,
-}
 SCHEDULERS = table(
     "lr_step",
     {
@@ -76,15 +68,6 @@ def listed(value):
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def check_numbers(flags):
-    """ValueError for numbers that Lightning takes and should not."""
-    for name, least in LEAST.items():
-        if isinstance(flags[name], int | float) and flags[name] < least:
-            raise ValueError(f"--{name} {flags[name]}: expected {least} or more")
-    if flags["val_check_interval"] == 0:
-        raise ValueError("--val_check_interval 0: expected 1 batch or more, or a share of an epoch, as 0.5")
-
-
 def build_trainer(flags, logger, callbacks):
     """Lightning's Trainer with our logger and callbacks before the flags' own; the strategy dp, gone from it,
     becomes ddp.  ValueError for flags that do not go together."""
@@ -96,7 +79,8 @@ def build_trainer(flags, logger, callbacks):
         flags["strategy"] = "auto" if str(flags["devices"]) in ("1", "auto") else "ddp"
         notice = f"--strategy=dp is gone from Lightning 2: taking {flags['strategy']}"
         rank_zero_only(print)(notice, file=sys.stderr)
-    check_numbers(flags)
+    if flags["accumulate_grad_batches"] < 1:
+        raise ValueError(f"--accumulate_grad_batches {flags['accumulate_grad_batches']}: expected 1 or more")
     if flags["sync_batchnorm"]:
         raise ValueError("--sync_batchnorm: batch normalisation here is per time step, and per process")
     flags["use_distributed_sampler"] = False  # loaders share out their items themselves

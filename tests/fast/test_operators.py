@@ -43,7 +43,9 @@ def operators_of(program):
 
 
 @pytest.mark.parametrize("net", ["li", "lif", "ann"])
-@pytest.mark.parametrize("convolution, operators", [("auto", set()), ("spectral", {"correlate"})])
+@pytest.mark.parametrize(
+    "convolution, operators", [("auto", {"convolve_events"}), ("spectral", {"correlate"})]
+)
 def test_an_exported_network_is_the_network(net, convolution, operators):
     model, frames = network(net, convolution)
     program = torch.export.export(model.eval(), (frames,), strict=False)

