@@ -21,7 +21,6 @@ using index = std::int64_t;
 
 constexpr index BLOCK = 1024;    // cells that are scanned at a time
 constexpr index KEPT = 1 << 17;  // cells, times steps, that a pooled backward pass keeps in cache
-constexpr index WORD = 32;       // bits, one per step; as in scan_native.py
 enum Net { RELU, LI, LIF };      // as in pooling.py
 
 // --- one step of one cell: v before it, x its current, u the voltage before the reset ---
@@ -79,14 +78,6 @@ double total(const R *values, index n) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (index i = 0; i < n; i++) sum += values[i];
-    return sum;
-}
-
-template <typename R>
-double product(const R *a, const R *b, index n) {
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (index i = 0; i < n; i++) sum += a[i] * b[i];
     return sum;
 }
 
@@ -261,66 +252,40 @@ void spread(const R *grads, index pairs, index C, R each, R *to, index n) {
     }
 }
 
-// With SLOPES, of LI, also what the backward pass takes instead of the current: `above`, a bit per step of whether a
-// voltage passes the rectifier (steps / WORD, K, B, H, W, C), and the derivatives of the responses at decay and skip,
-// pooled as they are.  That of the voltage at decay, its slope, walks along with it:
-//
-//     slope[t] = slope[t-1] + (x[t] - v[t-1]) - decay slope[t-1]
-template <Net NET, bool SLOPES, typename R>
+template <Net NET, typename R>
 void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, const R *skip, R *pooled, R *last,
-          double *sums, std::uint32_t *above, R *at_decay, R *last_slope, R *at_skip) {
+          double *sums) {
     p.each_block([=](Pooled::Block block) {
         const index n = block.cells, k = block.k, both = 2 * n;
         const R d = NET == RELU ? R(1) : decay[k], weight = skip ? skip[k] : R(0), v_th = threshold;
         R *v = room<R>(0, both), *y = room<R>(1, n), *spikes = room<R>(2, n);
-        R *slope = room<R>(3, both), *dy = room<R>(4, n), *xs = room<R>(5, n);
-        std::uint32_t *bits = room<std::uint32_t>(0, both);
-        for (R *zero : {v, slope}) std::fill_n(zero, both, R(0));
+        std::fill_n(v, both, R(0));
         std::fill_n(spikes, n, R(0));
         for (index r = 0; NET != RELU && v0 && r < block.rows; r++)
             std::copy_n(v0 + p.state_at(block, r), n, v + r * n);
         for (index t = 0; t < p.T; t++) {
-            if (SLOPES && t % WORD == 0) std::fill_n(bits, both, 0);
             std::fill_n(y, n, R(0));
-            for (R *sum : {dy, xs})
-                if (SLOPES) std::fill_n(sum, n, R(0));
             for (index r = 0; r < block.rows; r++) {
                 const R *x = current + p.current_at(t, block, r);
-                R *v_r = v + r * n, *slope_r = slope + r * n, *y_r = y, *dy_r = dy, *xs_r = xs;
-                std::uint32_t *bits_r = bits + r * n;
-                const std::uint32_t bit = std::uint32_t(1) << t % WORD;
+                R *v_r = v + r * n;
 #pragma omp simd
                 for (index i = 0; i < n; i++) {
                     const R u = charge<NET>(x[i], v_r[i], d), out = output<NET>(u, v_th);
-                    if (SLOPES) {
-                        const R s = slope_r[i] + (x[i] - v_r[i] - d * slope_r[i]);
-                        bits_r[i] |= u <= 0 ? 0 : bit;
-                        slope_r[i] = s;
-                        dy_r[i] += u <= 0 ? R(0) : s;
-                        xs_r[i] += x[i];
-                    }
                     v_r[i] = reset<NET>(u, v_th);
-                    y_r[i] += skip ? out + weight * x[i] : out;
+                    y[i] += skip ? out + weight * x[i] : out;
                 }
             }
             if (NET == LIF)
 #pragma omp simd
                 for (index i = 0; i < n; i++) spikes[i] += y[i];
             average(y, block.pairs, p.C, pooled + p.pooled_at(t, block));
-            if (!SLOPES) continue;
-            average(dy, block.pairs, p.C, at_decay + p.pooled_at(t, block));
-            if (at_skip) average(xs, block.pairs, p.C, at_skip + p.pooled_at(t, block));
-            for (index r = 0; (t % WORD == WORD - 1 || t == p.T - 1) && r < block.rows; r++)
-                std::copy_n(bits + r * n, n, above + t / WORD * p.K * p.B * p.frame() + p.state_at(block, r));
         }
         for (index r = 0; NET != RELU && r < block.rows; r++) std::copy_n(v + r * n, n, last + p.state_at(block, r));
-        for (index r = 0; SLOPES && r < block.rows; r++)
-            std::copy_n(slope + r * n, n, last_slope + p.state_at(block, r));
         if (NET == LIF) sums[(block.b * p.strips() + block.strip) * p.K + k] += total(spikes, n);
     });
 }
 
-// Of RELU and LIF.  grad_pooled, grad_last and grad_each (K,), the gradient at the sum of all y of a k: each or null.
+// grad_pooled, grad_last and grad_each (K,), the gradient at the sum of all y of a k: each or null.
 // sums: of the gradients at decay and skip.
 template <Net NET, typename R>
 void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *grad_each, const R *current,
@@ -376,45 +341,6 @@ void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *
         double *sum = sums + ((block.b * p.strips() + block.strip) * p.K + k) * 2;
         sum[0] += total(at_decay, block.rows * n);
         sum[1] += total(at_skip, block.rows * n);
-    });
-}
-
-// Of LI, from what `pool` noted.  sums: as in `pool_backward`, of gradients times slopes.
-template <typename R>
-void pool_slopes_backward(Pooled p, const R *grad_pooled, const R *grad_last, const std::uint32_t *above,
-                          const R *at_decay, const R *last_slope, const R *at_skip, const R *decay, const R *skip,
-                          R *grad_current, R *grad_v0, double *sums) {
-    p.each_block([=](Pooled::Block block) {
-        const index n = block.cells, k = block.k, both = 2 * n, pairs = block.pairs * p.C;
-        double *sum = sums + ((block.b * p.strips() + block.strip) * p.K + k) * 2;
-        const R d = decay[k], weight = skip ? skip[k] : R(0);
-        R *h = room<R>(0, both), *dy = room<R>(1, n), *copy = room<R>(2, n), *none = room<R>(3, n);
-        std::fill_n(none, n, R(0));
-        std::fill_n(h, both, R(0));
-        for (index r = 0; grad_last && r < block.rows; r++) {
-            std::copy_n(grad_last + p.state_at(block, r), n, h + r * n);
-            sum[0] += product(h + r * n, last_slope + p.state_at(block, r), n);
-        }
-        for (index t = p.T - 1; t >= 0; t--) {
-            const R *grads = grad_pooled ? grad_pooled + p.pooled_at(t, block) : nullptr;
-            spread(grads, block.pairs, p.C, R(0), dy, n);
-            if (grads) sum[0] += product(grads, at_decay + p.pooled_at(t, block), pairs);
-            if (grads && skip) sum[1] += product(grads, at_skip + p.pooled_at(t, block), pairs);
-            for (index r = 0; r < block.rows; r++) {
-                R *dx = grad_current + p.current_at(t, block, r);
-                const R *others = base(dx, k >= p.groups, n, copy, none);
-                const std::uint32_t *bits = above + t / WORD * p.K * p.B * p.frame() + p.state_at(block, r);
-                const std::uint32_t bit = std::uint32_t(1) << t % WORD;
-                R *h_r = h + r * n;
-#pragma omp simd
-                for (index i = 0; i < n; i++) {
-                    const R g = (bits[i] & bit ? dy[i] : R(0)) + h_r[i];
-                    h_r[i] = (1 - d) * g;
-                    dx[i] = others[i] + (d * g + weight * dy[i]);
-                }
-            }
-        }
-        for (index r = 0; grad_v0 && r < block.rows; r++) std::copy_n(h + r * n, n, grad_v0 + p.state_at(block, r));
     });
 }
 
@@ -509,22 +435,15 @@ void sparse_backward(Sparse s, const index *cells, const index *starts, const R 
         fire_backward<R>({T, K, groups, n, per_cell, threads}, dz, dlast, x, decay, v0, v_th, alpha, dx, changes, dv0); \
     }                                                                                                                   \
     void pool_##suffix(index net, POOLED, double v_th, const R *x, const R *decay, const R *v0, const R *skip, R *out,  \
-                       R *last, double *sums, std::uint32_t *above, R *at_decay, R *last_slope, R *at_skip) {           \
-        const auto run = net == LIF ? pool<LIF, false, R>                                                               \
-                         : net == RELU ? pool<RELU, false, R>                                                           \
-                         : above ? pool<LI, true, R> : pool<LI, false, R>;                                              \
-        run(SIZES, x, decay, v0, v_th, skip, out, last, sums, above, at_decay, last_slope, at_skip);                    \
+                       R *last, double *sums) {                                                                         \
+        const auto run = net == LIF ? pool<LIF, R> : net == LI ? pool<LI, R> : pool<RELU, R>;                           \
+        run(SIZES, x, decay, v0, v_th, skip, out, last, sums);                                                          \
     }                                                                                                                   \
     void pool_backward_##suffix(index net, POOLED, double v_th, double alpha, const R *dout, const R *dlast,            \
                                 const R *deach, const R *x, const R *decay, const R *v0, const R *skip, R *dx, R *dv0,  \
                                 double *sums) {                                                                         \
-        const auto run = net == LIF ? pool_backward<LIF, R> : pool_backward<RELU, R>;                                   \
+        const auto run = net == LIF ? pool_backward<LIF, R> : net == LI ? pool_backward<LI, R> : pool_backward<RELU, R>;\
         run(SIZES, dout, dlast, deach, x, decay, v0, v_th, alpha, skip, dx, dv0, sums);                                 \
-    }                                                                                                                   \
-    void pool_slopes_backward_##suffix(POOLED, const R *dout, const R *dlast, const std::uint32_t *above,               \
-                                       const R *at_decay, const R *last_slope, const R *at_skip, const R *decay,        \
-                                       const R *skip, R *dx, R *dv0, double *sums) {                                    \
-        pool_slopes_backward<R>(SIZES, dout, dlast, above, at_decay, last_slope, at_skip, decay, skip, dx, dv0, sums);  \
     }                                                                                                                   \
     void sparse_##suffix(SPARSE, const index *cells, const index *starts, const R *values, const R *weight, R *out) {   \
         sparse<R>({F, H, W, C, N, k, padding, threads}, cells, starts, values, weight, out);                            \

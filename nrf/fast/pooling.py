@@ -1,7 +1,5 @@
 """Pooling by 2 along height and width, alone and in one pass with the neurons in front of it."""
 
-import math
-
 import torch
 from torch.nn import functional as F
 
@@ -39,8 +37,7 @@ def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
     on a GPU the current may be narrower.
 
     Neurons' responses are the largest tensors there are, and pooling leaves a quarter of them.  Here they go
-    through pooling as they come, in cache; for the backward pass the current is kept, or less
-    (`_PooledNeurons`).
+    through pooling as they come, in cache; the backward pass computes voltages again from the current.
     """
     _, groups, B, C, H, W = current.shape
     if groups not in (1, K) or min(H, W) < 2 or current.numel() == 0:
@@ -79,8 +76,7 @@ def _in_one_pass(net, K, current, decay, v0, skips, v_th, alpha):
         current = current.to(parameter.dtype)
     current, v0 = _channels_last(current), _channels_last(v0)
     given = current, decay, v0, skips
-    to_train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
-    pooled, last, means = _PooledNeurons.apply(*given, net, K, float(v_th), float(alpha), to_train)
+    pooled, last, means = _PooledNeurons.apply(*given, NETS[net], K, float(v_th), float(alpha))
     return pooled.movedim(-1, -3), None if last is None else last.movedim(-1, -3), means
 
 
@@ -90,57 +86,30 @@ def is_one_pass(device, dtype):
 
 
 class _PooledNeurons(torch.autograd.Function):
-    """With channels last: current (T, 1 or K, B, H, W, C), v0 and last voltages (K, B, H, W, C).
-
-    Kept are "ann" and "lif" currents, from which the backward pass computes voltages again.  Gradients of
-    leaky integrators need of a voltage but its sign, and what decay does to the responses p: dL/d decay =
-    sum dL/dp dp/d decay, where dv/d decay follows from step to step as v does.  So the forward pass writes
-    dp/d decay down beside p, and a bit per voltage: for each k a third of a float32 current.  A skip
-    connection's weight wants the pooled current, too.
-    """
+    """With channels last: current (T, 1 or K, B, H, W, C), v0 and last voltages (K, B, H, W, C)."""
 
     @staticmethod
-    def forward(ctx, current, decay, v0, skips, net, K, v_th, alpha, to_train):
-        ctx.net, ctx.constants = (NETS[net], K), (v_th, alpha)
-        ctx.current = current.shape, current.dtype
-        kernels, slopes = _kernels(current), (None,) * 4
-        if net == "li" and to_train:
-            slopes = _room_for_slopes(current, K, decay, skips, kernels.WORD)
-        pooled, last, sums = kernels.pool(*ctx.net, current, decay, v0, skips, v_th, slopes)
-        ctx.save_for_backward(decay, skips, *((current, v0) if slopes[0] is None else slopes))
+    def forward(ctx, current, decay, v0, skips, net, K, v_th, alpha):
+        ctx.net, ctx.constants = (net, K), (v_th, alpha)
+        pooled, last, sums = _kernels(current).pool(net, K, current, decay, v0, skips, v_th)
+        ctx.save_for_backward(current, decay, v0, skips)
         ctx.set_materialize_grads(False)
         return pooled, last, (sums / current[:, 0].numel()).to(pooled.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_pooled, grad_last, grad_means):
-        decay, skips, *kept = ctx.saved_tensors
-        T, _, *frame = ctx.current[0]
+        current, *parameters = ctx.saved_tensors
         if ctx.net[0] != NETS["lif"]:  # no means
             grad_means = None
-        grad_sums = None if grad_means is None else grad_means / (T * math.prod(frame))
+        grad_sums = None if grad_means is None else grad_means / current[:, 0].numel()
         grads = [None if grad is None else grad.contiguous() for grad in (grad_pooled, grad_last, grad_sums)]
         wanted = ctx.needs_input_grad
-        grad_current, sums, grad_v0 = _kernels(kept[0]).pool_backward(
-            *ctx.net, grads, kept, *ctx.current, decay, skips, *ctx.constants, wanted[2]
+        grad_current, sums, grad_v0 = _kernels(current).pool_backward(
+            *ctx.net, grads, current, *parameters, *ctx.constants, wanted[2]
         )
         grads = grad_current, sums[:, 0], grad_v0, sums[:, 1]
-        return *(grad if wanted[i] else None for i, grad in enumerate(grads)), *(None,) * 5
-
-
-def _room_for_slopes(current, K, decay, skips, word):
-    """What is kept of leaky integrators, to be filled in: (above, at_decay, last_slope, at_skip).
-
-    above: a bit per step of whether a voltage passes the rectifier, `word` in an int32 (steps / word, K, B,
-    H, W, C).  at_decay, at_skip (None without skips): derivatives of the pooled responses.  last_slope: those
-    of the last voltages.
-    """
-    T, _, B, H, W, C = current.shape
-    dtype = torch.promote_types(torch.float32, decay.dtype)  # of voltages
-    above = current.new_empty(-(-T // word), K, B, H, W, C, dtype=torch.int32)
-    at_decay = current.new_empty(T, K, B, H // 2, W // 2, C, dtype=dtype)
-    last_slope = current.new_empty(K, B, H, W, C, dtype=dtype)
-    return above, at_decay, last_slope, None if skips is None else torch.empty_like(at_decay)
+        return *(grad if wanted[i] else None for i, grad in enumerate(grads)), *(None,) * 4
 
 
 def _kernels(tensor):

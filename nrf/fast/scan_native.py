@@ -8,8 +8,6 @@ import torch
 
 from nrf.fast import native
 
-WORD = 32  # bits, one per step
-
 
 def integrate(current, decay, v0):
     """Voltages (T, K, n) of leaky integrators, bit by bit those of the loop."""
@@ -55,38 +53,29 @@ def _scan(name, current, decay, v0, constants, inputs, outputs):
     native.call(name, v0.dtype, sizes, constants, inputs, outputs)
 
 
-def pool(net, K, current, decay, v0, skips, v_th, slopes):
+def pool(net, K, current, decay, v0, skips, v_th):
     """What `pooling.pooled_neurons` returns, of channels last: pooled responses (T, K, B, H // 2, W // 2, C),
-    last voltages (K, B, H, W, C) or None, and, for net 2, the sums (K,) of all responses.
-
-    slopes: of net 1, `pooling._room_for_slopes` to fill in; else, or where nothing is kept, four times None.
-    """
+    last voltages (K, B, H, W, C) or None, and, for net 2, the sums (K,) of all responses."""
     T, groups, B, H, W, C = current.shape
     pooled = current.new_empty(T, K, B, H // 2, W // 2, C)
     last = None if net == 0 else current.new_empty(K, B, H, W, C)
     sums = torch.zeros(B, -(-H // 2), K, dtype=torch.float64)
     sizes = net, T, K, groups, B, H, W, C, T * K * B * H * W * C
-    inputs, results = (current, decay, v0, skips), (pooled, last, sums, *slopes)
+    inputs, results = (current, decay, v0, skips), (pooled, last, sums)
     native.call("pool", current.dtype, sizes, (v_th,), inputs, results)
     return pooled, last, sums.sum((0, 1))
 
 
-def pool_backward(net, K, grads, kept, shape, dtype, decay, skips, v_th, alpha, to_rest):
+def pool_backward(net, K, grads, current, decay, v0, skips, v_th, alpha, to_rest):
     """The gradient at the current, those (K, 2) at decays and skips, and that at v0 if `to_rest`.
 
-    grads: at the pooled responses, the last voltages, and the sums; each may be None.  kept: (current, v0),
-    of net 1 the slopes.  shape, dtype: the current's.
+    grads: at the pooled responses, the last voltages, and the sums; each may be None.
     """
-    T, groups, B, H, W, C = shape
-    grad_current = kept[0].new_empty(shape, dtype=dtype)
-    grad_v0 = grad_current.new_empty(K, B, H, W, C) if to_rest else None
+    T, groups, B, H, W, C = current.shape
+    grad_current = torch.empty_like(current)
+    grad_v0 = current.new_empty(K, B, H, W, C) if to_rest else None
     sums = torch.zeros(B, -(-H // 2), K, 2, dtype=torch.float64)
-    sizes = T, K, groups, B, H, W, C, T * K * B * H * W * C
-    to = grad_current, grad_v0, sums
-    if net == 1:
-        native.call("pool_slopes_backward", dtype, sizes, (), (*grads[:2], *kept, decay, skips), to)
-    else:
-        current, v0 = kept
-        inputs = *grads, current, decay, v0, skips
-        native.call("pool_backward", dtype, (net, *sizes), (v_th, alpha), inputs, to)
+    sizes = net, T, K, groups, B, H, W, C, T * K * B * H * W * C
+    inputs = *grads, current, decay, v0, skips
+    native.call("pool_backward", current.dtype, sizes, (v_th, alpha), inputs, (grad_current, grad_v0, sums))
     return grad_current, sums.sum((0, 1)), grad_v0

@@ -24,7 +24,7 @@ from nrf.fast import pooling_triton, scan_triton  # noqa: E402
 
 KERNELS = {
     scan_triton: ("_integrate", "_integrate_backward", "_fire", "_fire_backward"),
-    pooling_triton: ("_pool", "_pool_backward", "_pool_slopes_backward"),
+    pooling_triton: ("_pool", "_pool_backward"),
 }
 
 
@@ -124,7 +124,7 @@ def test_a_step_reads_nothing_back(gpu, net, coordinate, sharing, normalisation,
     assert all(gradient.is_meta for gradient in gradients.values())
     assert any(name.endswith("spatial.weight") for name in gradients)
     launched = {name for name, kernel in gpu.items() if kernel.launches}
-    assert {"_pool", "_pool_slopes_backward" if net == "li" else "_pool_backward"} < launched or net == "ann"
+    assert {"_pool", "_pool_backward"} < launched or net == "ann"
     assert ("_fire_backward" in launched) == (net == "lif")
 
 

@@ -18,8 +18,8 @@ from nrf.fast import pooling_triton, scan_triton  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
 SCANS = {"_integrate": 2, "_integrate_backward": 4, "_fire": 2, "_fire_backward": 10}  # loads of cells
-POOLS = {"_pool": (0, 1, 2), "_pool_backward": (0, 2), "_pool_slopes_backward": (1,)}  # of which nets
-GIVEN = ("REST", "SKIP", "SLOPES", "POOLED", "LAST", "EACH", "TO_REST")
+POOLS = {"_pool": (0, 1, 2), "_pool_backward": (0, 1, 2)}  # of which nets
+GIVEN = ("REST", "SKIP", "POOLED", "LAST", "EACH", "TO_REST")
 ONES = ("T", "K", "groups", "B", "C")  # Triton compiles sizes of 1 on their own
 
 
@@ -27,7 +27,7 @@ def compiled(module, kernel, types=None, divisible=(), **constants):
     """Its PTX.  types: of arguments, others are int32 or pointers to float32; divisible: those that 16
     divides, which Triton finds out as well."""
     kernel = getattr(module, kernel)
-    constants |= {name: getattr(module, name, None) for name in ("BLOCK", "SEGMENT", "WORD")}
+    constants |= {name: getattr(module, name, None) for name in ("BLOCK", "SEGMENT")}
     constants, types = (
         {name: value for name, value in given.items() if name in kernel.arg_names}
         for given in (constants, types or {})
@@ -69,7 +69,6 @@ def test_scans_move_16_bytes_at_a_time(kernel):
 def test_neurons_and_pooling(kernel, net):
     for given, narrow in itertools.product([False, True], [False, True]):
         options = dict.fromkeys(GIVEN, given) | {"STATE": tl.float32, "NET": net}
-        options["SLOPES"] = given and net == 1
         narrower = ("x_ptr", "dx_ptr", "pooled_ptr", "dpooled_ptr") if net == 0 else ("x_ptr", "dx_ptr")
         types = dict.fromkeys(narrower, "*bf16") if narrow else {}
         assert "fma" not in compiled(pooling_triton, kernel, types, **options)
@@ -78,7 +77,7 @@ def test_neurons_and_pooling(kernel, net):
 
 @pytest.mark.parametrize("kernel", POOLS)
 def test_neurons_and_pooling_move_8_bytes_at_a_time(kernel):
-    options = dict.fromkeys(GIVEN, False) | {"POOLED": True, "SLOPES": True, "STATE": tl.float32}
+    options = dict.fromkeys(GIVEN, False) | {"POOLED": True, "STATE": tl.float32}
     options["NET"] = 2 if kernel == "_pool_backward" else 1
     ptx = compiled(pooling_triton, kernel, divisible=("C",), **options)
     assert "ld.global.v2" in ptx and "st.global.v2" in ptx

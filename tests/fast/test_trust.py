@@ -24,7 +24,7 @@ def scans(interpreted):
 
 @pytest.fixture
 def pools(interpreted, monkeypatch):
-    kernels = interpreted("pooling_triton", BLOCK=64, SEGMENT=4, WORD=4)
+    kernels = interpreted("pooling_triton", BLOCK=64, SEGMENT=4)
     monkeypatch.setattr(pooling, "_kernels", lambda tensor: kernels)
     trust.pooling.cache_clear()
     return kernels
