@@ -112,12 +112,12 @@ def memory_gb(what):
         return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024 / 1e9
 
 
-def serve(side, config, threads, device, precision, connection):
-    """In a process of its own: a step for "step"; one in full float32 and its outcome for "outcome"; peak
-    memory for "end"."""
+def serve(step_of, config, threads, device, precision, connection):
+    """In a process of its own, of `step_of(config, device)`: a step for "step"; one in full float32 and its
+    outcome for "outcome"; peak memory for "end"."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(threads)
-    step = {"ours": our_step, "theirs": their_step}[side](config, device)
+    step = step_of(config, device)
     cuda = device != "cpu"
     before = torch.cuda.memory_allocated() / 1e9 if cuda else memory_gb("VmRSS")
     while (order := connection.recv()) != "end":
@@ -175,7 +175,7 @@ def measure(net, size, arguments):
     config = config_of(net, size, arguments.batch_size, arguments.device)
     T, B, device, precision = config.timesteps, config.batch_size, arguments.device, arguments.precision
     narrow = "" if precision == "32-true" else f", ours {precision}"
-    sides = [Side(side, config, arguments.threads, device, precision) for side in ("ours", "theirs")]
+    sides = [Side(side, config, arguments.threads, device, precision) for side in (our_step, their_step)]
     ours, theirs = sides
     try:
         assert_equal(ours.ask("outcome"), theirs.ask("outcome"))
