@@ -32,7 +32,7 @@ TRICKS = {  # what stands in for each: (where, name, instead)
     "bands of the first layer": [(layers, "band_rows", lambda *_: math.inf)],
     "one channel after the other": [(layers, "APART", math.inf)],
     "compiled scans": [(scan, "_kernels", lambda _: scan_torch)],
-    "memory kept for the next step": [(step, "keep_memory", no)],
+    "memory kept for the next step": [(step, "keep_memory", no)],  # costs what lies free between pieces: RSS
 }
 
 
