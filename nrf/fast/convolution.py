@@ -53,12 +53,21 @@ def convolve(frames, weight, method="auto", events=False, padded=False):
 def spectral_is_faster(frames, weight):
     """Whether frequencies are the faster way: on a CPU, where they save enough multiplications.
 
-    ADVANTAGE, LEAST and LEAST_CHANNELS are measured: `python3 -m benchmarks.conv`.
+    ADVANTAGE, LEAST and LEAST_CHANNELS are measured: `python3 -m benchmarks.conv`.  In bfloat16 matrix units
+    make up for what frequencies save, and more than that in smaller fields.
     """
+    if torch.is_autocast_enabled(frames.device.type) and has_matrix_units():
+        return False
     direct, spectral = multiplications(frames.shape, weight.shape, frames.device.type)
     if min(weight.shape[:2]) < LEAST_CHANNELS:
         return False
     return frames.device.type == "cpu" and direct > max(LEAST, ADVANTAGE * spectral)
+
+
+@functools.cache
+def has_matrix_units():
+    """Whether the processor has units that multiply bfloat16 matrices (Intel's AMX)."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 def multiplications(frames_shape, weight_shape, device="cpu"):
