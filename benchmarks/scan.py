@@ -70,18 +70,18 @@ def assert_equal(way, neuron, current, rate_hz, probe):
 
 def assert_near(actual, wanted):
     """Of what is timed, in float32, where rounding may flip a spike in ten thousand."""
-    for value, judge in zip(actual, wanted, strict=True):
-        if judge is not None:
-            assert (value - judge).norm() < 1e-2 * judge.norm()
+    for value, reference in zip(actual, wanted, strict=True):
+        if reference is not None:
+            assert (value - reference).norm() < 1e-2 * reference.norm()
 
 
-def copy_compulsory(current, room):
+def copy_compulsory(current, buffer):
     """Moves what any scan must, five tensors of all steps: forward it reads currents and writes outputs,
     backward it reads outputs' gradients and what was kept, and writes the currents'.  Theirs over ours is the
     part of a copy's bandwidth that the scan reaches."""
     half = len(current) // 2
     for _ in range(5):  # each reads half a tensor and writes half a one
-        room[:half].copy_(current[:half])
+        buffer[:half].copy_(current[:half])
 
 
 def main():

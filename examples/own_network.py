@@ -34,7 +34,7 @@ class Classifier(nn.Module):
 
 
 def train(steps=30, n=16, net="li"):
-    """The share of new bars whose direction is told right."""
+    """The share of new bars whose direction is recognised."""
     torch.manual_seed(0)
     network = Classifier(net)
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)

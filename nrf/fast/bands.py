@@ -22,7 +22,7 @@ def by_bands(response, frames, state, radius, rows, parameters):
 
     response: takes frames that have `radius` rows and columns of padding on each side, convolves them without
     any more, and pools by 2.  frames: (T, K, B, C, H, W).  state: NamedTuple of tensors (..., H, W), or None.
-    parameters: all tensors behind the response that may want a gradient.
+    parameters: all tensors that the response depends on and that may need a gradient.
     """
     T, K, B, *_, H, _ = frames.shape
     padded = F.pad(frames.flatten(0, 2), (radius,) * 4).contiguous(memory_format=torch.channels_last)

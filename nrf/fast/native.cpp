@@ -1,4 +1,4 @@
-// Neurons over time on a CPU: the scans of neurons.py, and neurons with the pooling behind them.
+// Neurons over time on a CPU: the scans of neurons.py, and neurons with the pooling after them.
 //
 // Compiled by native.py, called by scan_native.py.  A block of cells walks through all of time before the next
 // one does, so that states stay in cache and every current, output and gradient passes through memory once.  Each
@@ -45,7 +45,7 @@ inline R output(R u, R v_th) {  // spikes, or the rectified voltage
     return NET == LIF ? fires(u, v_th) : u < 0 ? R(0) : u;
 }
 
-// what voltages before step t are reset above: those before the first step are behind their reset
+// what voltages before step t are reset above: those before the first step have been reset
 template <typename R>
 inline R threshold_before(index t, R v_th) {
     return t ? v_th : std::numeric_limits<R>::infinity();
@@ -61,10 +61,10 @@ inline R gradient(R u, R h, R dy, R v_th, R alpha) {
 
 // Working memory of this thread by number: fresh memory costs more than what is done in it.
 template <typename R>
-R *room(int number, index n) {
-    thread_local std::vector<R> rooms[8];
-    if (index(rooms[number].size()) < n) rooms[number].resize(n);
-    return rooms[number].data();
+R *workspace(int number, index n) {
+    thread_local std::vector<R> buffers[8];
+    if (index(buffers[number].size()) < n) buffers[number].resize(n);
+    return buffers[number].data();
 }
 
 // What gradients are added to: those of a k before that had the same current, held in `copy`, or none.
@@ -154,7 +154,7 @@ void fire_backward(Scan s, const R *grad_spikes, const R *grad_last, const R *cu
     s.each_block(decay, [=](index k, index first, index cells, const R *d) {
         const R v_th = threshold, alpha = steepness;
         R h[BLOCK], change[BLOCK] = {}, copy[BLOCK], none[BLOCK] = {};
-        R *voltages = room<R>(0, (s.T + 1) * BLOCK);  // before the reset; the first are those at the start
+        R *voltages = workspace<R>(0, (s.T + 1) * BLOCK);  // before the reset; the first are those at the start
         std::copy_n(v0 + k * s.n + first, cells, voltages);
         for (index t = 0; t < s.T; t++) {
             const R *x = current + (t * s.groups + k % s.groups) * s.n + first;
@@ -258,7 +258,7 @@ void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, 
     p.each_block([=](Pooled::Block block) {
         const index n = block.cells, k = block.k, both = 2 * n;
         const R d = NET == RELU ? R(1) : decay[k], weight = skip ? skip[k] : R(0), v_th = threshold;
-        R *v = room<R>(0, both), *y = room<R>(1, n), *spikes = room<R>(2, n);
+        R *v = workspace<R>(0, both), *y = workspace<R>(1, n), *spikes = workspace<R>(2, n);
         std::fill_n(v, both, R(0));
         std::fill_n(spikes, n, R(0));
         for (index r = 0; NET != RELU && v0 && r < block.rows; r++)
@@ -295,9 +295,9 @@ void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *
         const index n = block.cells, k = block.k, both = 2 * n;
         const R d = NET == RELU ? R(1) : decay[k], weight = skip ? skip[k] : R(0);
         const R v_th = threshold, alpha = steepness, each = grad_each ? grad_each[k] : R(0);
-        R *voltages = room<R>(0, (p.T + 1) * both);  // before the reset; the first are those at the start
-        R *h = room<R>(1, both), *dy = room<R>(2, n), *at_decay = room<R>(3, both), *at_skip = room<R>(4, both);
-        R *copy = room<R>(5, n), *none = room<R>(6, n);
+        R *voltages = workspace<R>(0, (p.T + 1) * both);  // before the reset; the first are those at the start
+        R *h = workspace<R>(1, both), *dy = workspace<R>(2, n), *at_decay = workspace<R>(3, both), *at_skip = workspace<R>(4, both);
+        R *copy = workspace<R>(5, n), *none = workspace<R>(6, n);
         std::fill_n(none, n, R(0));
         for (R *zero : {voltages, h, at_decay, at_skip}) std::fill_n(zero, both, R(0));
         for (index r = 0; NET != RELU && r < block.rows; r++) {

@@ -43,7 +43,7 @@ class _LeakyIntegrator(torch.autograd.Function):
     def backward(ctx, grad_voltages):
         voltages, decay, v0 = ctx.saved_tensors
         gradients = _kernels(voltages).integrate_backward(grad_voltages, voltages, decay, v0, ctx.groups)
-        return _wanted(ctx, decay, *gradients)
+        return _needed(ctx, decay, *gradients)
 
 
 class _IntegrateAndFire(torch.autograd.Function):
@@ -67,7 +67,7 @@ class _IntegrateAndFire(torch.autograd.Function):
     def backward(ctx, grad_spikes, grad_last):
         *kept, decay, v0 = ctx.saved_tensors
         arguments = grad_spikes, grad_last, kept, decay, v0, *ctx.constants, ctx.groups
-        return *_wanted(ctx, decay, *_kernels(v0).fire_backward(*arguments)), None, None
+        return *_needed(ctx, decay, *_kernels(v0).fire_backward(*arguments)), None, None
 
 
 def _kernels(tensor):
@@ -79,8 +79,8 @@ def _kernels(tensor):
     return scan_native if native.is_available(tensor.device, tensor.dtype) else scan_torch
 
 
-def _wanted(ctx, decay, current, changes, v0):
-    """The gradients that are wanted: current (in its own dtype: bfloat16 under autocast), decay, v0."""
+def _needed(ctx, decay, current, changes, v0):
+    """The gradients that are needed: current (in its own dtype: bfloat16 under autocast), decay, v0."""
     gradients = current.to(ctx.dtype), (changes / decay).sum_to_size(decay.shape), v0
     return tuple(grad if ctx.needs_input_grad[i] else None for i, grad in enumerate(gradients))
 

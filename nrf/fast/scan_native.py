@@ -18,7 +18,7 @@ def integrate(current, decay, v0):
 
 def integrate_backward(grad_voltages, voltages, decay, v0, groups):
     """Gradients at the current (T, groups, n) and v0, and between them sum_t g[t] (v[t] - v[t-1]), (K, n)."""
-    grads = _room(voltages, v0, groups)
+    grads = _workspace(voltages, v0, groups)
     _scan("integrate_backward", grads[0], decay, v0, (), (grad_voltages, voltages, decay, v0), grads)
     return grads
 
@@ -35,13 +35,13 @@ def fire(current, decay, v0, v_th):
 def fire_backward(grad_spikes, grad_last, kept, decay, v0, v_th, alpha, groups):
     """As `integrate_backward`."""
     (current,) = kept
-    grads = _room(current, v0, groups)
+    grads = _workspace(current, v0, groups)
     inputs = grad_spikes, grad_last, current, decay, v0
     _scan("fire_backward", current, decay, v0, (float(v_th), float(alpha)), inputs, grads)
     return grads
 
 
-def _room(steps, v0, groups):
+def _workspace(steps, v0, groups):
     current = v0.new_empty((len(steps), groups, v0.shape[1]))
     return current, v0.new_empty(v0.shape), v0.new_empty(v0.shape)
 

@@ -246,7 +246,7 @@ def _slack(p):
     return (2**0.5 if p.rotate else 1.0) * (1 + np.tan(np.deg2rad(SHEAR_MAX)) if p.shear else 1.0)
 
 
-def room_needed(p):
+def pixels_needed(p):
     """Pixels a side that a field must have for shapes of parameters p to fit, borders included."""
     if p.generator == "clean":
         return 1.0 if isinstance(p.scale, str) else p.scale * _slack(p)

@@ -70,12 +70,12 @@ def _circle_span(start, step, radius):
 def _polygon_span(along, level, offset):
     low, high = np.full(level[:, 0].shape, -1e9), np.full(level[:, 0].shape, 1e9)
     for p in range(along.shape[1]):
-        room, slope = offset[:, p, None] - level[:, p], along[:, p, None]
+        gap, slope = offset[:, p, None] - level[:, p], along[:, p, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            bound = room / slope
+            bound = gap / slope
         flat = np.abs(slope) < 1e-9
         high = np.where(
-            flat, np.where(room < 0, -1e9, high), np.where(slope > 0, np.minimum(high, bound), high)
+            flat, np.where(gap < 0, -1e9, high), np.where(slope > 0, np.minimum(high, bound), high)
         )
         low = np.where(~flat & (slope < 0), np.maximum(low, bound), low)
     return _half_open(low, high, high > low)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nrf.gerd.motion import WARMUP_STEPS, OwnStream, TorchStream, clean_motion, gerd_motion, room_needed
+from nrf.gerd.motion import WARMUP_STEPS, OwnStream, TorchStream, clean_motion, gerd_motion, pixels_needed
 from nrf.gerd.outlines import TruePictures, f32, row_spans
 from nrf.gerd.pictures import GerdPictures
 
@@ -81,10 +81,10 @@ class RenderParameters:
             raise ValueError(f"scale {self.scale!r}: expected a size in pixels, random or changing")
         if not isinstance(self.scale, str) and not 1 <= self.scale < np.inf:
             raise ValueError(f"scale {self.scale}: expected at least 1 pixel")
-        room = room_needed(self)
-        if room > min(height, width):
+        needed = pixels_needed(self)
+        if needed > min(height, width):
             raise ValueError(
-                f"resolution {height} x {width}: expected at least {math.ceil(room)} pixels a side for "
+                f"resolution {height} x {width}: expected at least {math.ceil(needed)} pixels a side for "
                 f"scale {self.scale} with generator {self.generator}"
             )
 

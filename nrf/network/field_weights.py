@@ -18,7 +18,7 @@ NO_FLOAT64 = ("mps",)  # types of devices: Apple's GPUs
 
 
 class FieldWeights(nn.Module):
-    """Stands for the `Conv2d` whose `weight` a layer convolves with: (out, in, size, size), computed anew by
+    """Stands for the `Conv2d` whose `weight` a layer convolves with: (out, in, size, size), computed again by
     each access, in the dtype of the amplitudes.
 
     rows: (F, 5), the fields of a bank.  size: of the kernels, odd.  field: (out, in), the field of each pair

@@ -7,7 +7,7 @@
     heat maps (T, B, N, h, w)
 
 The network is feed-forward in time, so spatial operators run once over all T * B frames and only the neurons
-walk over time.  Temporal channels that share spatial weights run together, stacked on an axis K behind
+walk over time.  Temporal channels that share spatial weights run together, stacked on an axis K after
 time.  Module and parameter names are the published ones.
 Source: paper, Fig. 2 and Methods; FIDELITY 1-6, 13, 14.
 """
@@ -164,7 +164,7 @@ class SpatioTemporalModel(nn.Module):
 
     def _tie_time_constants(self):
         """Time constants of one temporal scale that are parameters of their own are one memory cell (kept:
-        FIDELITY 14), also behind a move to another device or dtype."""
+        FIDELITY 14), also after a move to another device or dtype."""
         if not self.neuron.has_tau:
             return
         stride = len(self.channels) // self.config.n_temporal_scales

@@ -1,4 +1,4 @@
-"""The slow judge: the published system one time step at a time, by plain loops over time, channels, layers.
+"""The slow reference: the published system one time step at a time, by loops over time, channels, layers.
 
 Written from the published system's behaviour (FIDELITY) on Norse's cells.  It shares no code with model.py,
 neurons.py, coordinates.py and losses.py: parameters and buffers come in as dictionaries by their published
@@ -118,7 +118,7 @@ def reference_run(
 def reference_forward(
     config: Config, parameters: Tensors, buffers: Tensors, frames: Tensor, state: dict, training: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, dict]:
-    """Rectified maps, coordinates, activities and state behind `frames`; `buffers` are updated in place."""
+    """Rectified maps, coordinates, activities and state after `frames`; `buffers` are updated in place."""
     maps, coordinates, activities = [], [], []
     for frame in frames:
         heatmap, activity, state = reference_step(config, parameters, buffers, frame, state, training)

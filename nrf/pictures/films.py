@@ -229,7 +229,10 @@ def _stage(width, height, titles, entries):
         inner = max(width, 420, math.ceil(heading.getlength(titles[0] or "") / FINE))
     lines = _lines([26 * len(marks) + 14 + small.getlength(text) for marks, text in entries], inner * FINE)
     foot = 41 + 21 * len(lines)
-    size = inner + 2 * MARGIN + inner % 2, top + height + foot + (top + height + foot) % 2  # films want even
+    size = (
+        inner + 2 * MARGIN + inner % 2,
+        top + height + foot + (top + height + foot) % 2,
+    )  # even
     column = (inner + gap) / len(titles)
     left = MARGIN + (inner - width) // 2 if len(titles) == 1 else MARGIN
     corners = [(round(left + k * column) * FINE, top * FINE) for k in range(len(titles))]
@@ -252,11 +255,11 @@ def _stage(width, height, titles, entries):
     return stage, corners, (top + height + 20) * FINE
 
 
-def _lines(widths, room):
-    """Entries of these widths, as lists of indices that fit into lines of `room` each."""
+def _lines(widths, available):
+    """Entries of these widths, as lists of indices that fit into lines of `available` each."""
     lines, used = [[]], 0
     for k, width in enumerate(widths):
-        if lines[-1] and used + width > room:
+        if lines[-1] and used + width > available:
             lines.append([])
             used = 0
         lines[-1].append(k)

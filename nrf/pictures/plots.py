@@ -59,7 +59,7 @@ def kernel_bank(kernels, rows, path):
 def bank_picture(kernels, rows):
     """The bank of kernels (n, h, w) as a labelled table, uint8 RGB (H, W, 3).
 
-    rows: (n, 5 or more), columns variance, angle_rad, ratio, dx, dy: the field behind each kernel.  The table
+    rows: (n, 5 or more), columns variance, angle_rad, ratio, dx, dy: the field of each kernel.  The table
     has a line for each ratio and angle, and a column for each order of derivative (dx, dy) and variance; a
     place that no field takes stays empty.  One colour scale for all.
     ValueError if rows and kernels differ in number, or if two rows are the same field.
@@ -309,13 +309,13 @@ def _colour_bar(limit, length=120, thickness=12, height=30):
     """A strip from -limit to limit with both written beside it."""
     small = font(13)
     low, high = f"{-limit:.2g}", f"{limit:.2g}"
-    room = math.ceil(small.getlength(low)) + MARGIN
-    bar = Image.new("RGB", (length + 2 * room, height), WHITE)
+    margin = math.ceil(small.getlength(low)) + MARGIN
+    bar = Image.new("RGB", (length + 2 * margin, height), WHITE)
     strip = _blue_white_red(np.linspace(-1, 1, length)[None], 1.0).repeat(thickness, 0)
-    bar.paste(Image.fromarray(strip), (room, (height - thickness) // 2))
+    bar.paste(Image.fromarray(strip), (margin, (height - thickness) // 2))
     draw = ImageDraw.Draw(bar)
-    draw.text((room - 5, height / 2), low, BLACK, small, "rm")
-    draw.text((room + length + 5, height / 2), high, BLACK, small, "lm")
+    draw.text((margin - 5, height / 2), low, BLACK, small, "rm")
+    draw.text((margin + length + 5, height / 2), high, BLACK, small, "lm")
     return bar
 
 

@@ -177,7 +177,7 @@ def verdicts(outcomes):
 
 
 def table(outcomes, marks):
-    """Header and rows: the median over seeds of each run's median error, the seeds' range behind it; with
+    """Header and rows: the median over seeds of each run's median error, followed by the seeds' range; with
     `marks`, the
     paper's medians."""
     header = ["data", "network", *STARTS, *(("paper: fields", "paper: uniform") if marks else ())]

@@ -1,4 +1,4 @@
-"""What a run tells about itself: TensorBoard's pages beyond the published ones, and its record, run.json."""
+"""What a run records about itself: TensorBoard's pages beyond the published ones, and run.json."""
 
 import contextlib
 import datetime
@@ -26,7 +26,7 @@ from nrf.training.callbacks import PICTURE_EVERY, Drawing
 from nrf.training.stopping import Stopped
 
 PICTURE_FRAMES = 10  # last ones of a window, which the picture of a prediction shows as its input
-RECORD = "run.json"  # what a run tells about itself, beside its TensorBoard files
+RECORD = "run.json"  # what a run records about itself, beside its TensorBoard files
 PACKAGES = ("torch", "pytorch-lightning", "norse", "numpy", "tensorboard")
 FIRST = ("net", "init_scheme_spatial", "init_scheme_temporal", "seed", "lr")  # to compare runs by
 LAYOUT = {  # TensorBoard's page of custom scalars: charts by title, each of the tags that match

@@ -95,7 +95,7 @@ class ShapesModel(pl.LightningModule):
         return frames, state
 
     def needs_warmup(self):
-        """Whether a warm-up leaves anything behind: not in ReLU nets whose coordinate has no state either,
+        """Whether a warm-up changes anything: not in ReLU nets whose coordinate has no state either,
         unless batch normalisation counts (FIDELITY 13)."""
         has_state = self.net.neuron.state is not None or getattr(self.coordinate, "has_state", True)
         return bool(has_state or (self.config.batch_normalization and self.training))
