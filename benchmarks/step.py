@@ -6,8 +6,8 @@ Ours is `ShapesModel`: warm-up, window, loss and gradients from a batch of spars
 of nrf/network/reference.py with the same weights on the same frames.  Loss and every gradient are equal
 first, with convolutions in full float32; a GPU is then timed as torch sets it, with TF32 on both sides, and
 ours in --precision.  Each side lives in a process of its own, which reports its peak memory beyond what it
-held before its first step.  Events are even noise at the rate of the paper's recordings; dropout is off, whose
-draws differ.  A step of theirs at the paper's size takes about a minute on two cores.
+held before its first step.  Events are even noise at the rate of the paper's recordings; dropout is off,
+whose draws differ.  A step of theirs at the paper's size takes about a minute on two cores.
 """
 
 import argparse

@@ -42,9 +42,13 @@ def operators_of(program):
     return {node.split(".")[1] for node in nodes if node.startswith("nrf.")}
 
 
-@pytest.mark.parametrize("net", ["li", "lif", "ann"])
 @pytest.mark.parametrize(
-    "convolution, operators", [("auto", {"convolve_events"}), ("spectral", {"correlate"})]
+    "net, convolution, operators",
+    [
+        ("li", "auto", {"convolve_events"}),
+        ("lif", "spectral", {"correlate"}),
+        ("ann", "auto", {"convolve_events"}),
+    ],
 )
 def test_an_exported_network_is_the_network(net, convolution, operators):
     model, frames = network(net, convolution)
@@ -96,11 +100,14 @@ def samples():
     frames = torch.rand(2, 3, 9, 8, generator=generator)
     weight = torch.rand(4, 3, 5, 5, generator=generator)
     grad = torch.rand(2, 4, 9, 8, generator=generator)
+    events = (frames < 0.02).float()
     current, decay, v0 = torch.rand(T, 1, 12), torch.rand(1, 1), torch.zeros(1, 12)
     sizes, results = (T, 1, 1, 12, 0, 12 * T), [torch.empty(T, 1, 12), torch.empty(1, 12)]
     return {
         "correlate": (frames, weight),
         "correlate_frames": (frames, grad, 5),
+        "convolve_events": (events, weight, 2),
+        "events_weight": (events, weight, grad, 2),
         "native": ("fire_float", sizes, (0.1,), [current, decay, v0], results),
     }
 
