@@ -25,11 +25,19 @@ def processor():
         return platform.processor() or platform.machine()
 
 
+def vectors():
+    """What the processor multiplies with: torch's name for its vectors, and units for bfloat16."""
+    units = {"AVX512-BF16": "_is_avx512_bf16_supported", "AMX": "_is_amx_tile_supported"}
+    found = [name for name, test in units.items() if getattr(torch.cpu, test, bool)()]
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *found])
+
+
 def machine_line(**sizes) -> str:
     """One line: processor, cores, versions, threads, and what else was measured with, `name value`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {
         "cpu": processor(),
+        "vectors": vectors(),
         **({"gpu": torch.cuda.get_device_name()} if sizes.get("device") == "cuda" else {}),
         "cores": cores,
         "threads": torch.get_num_threads(),
