@@ -18,7 +18,7 @@ import warnings
 
 import torch
 
-from benchmarks.paired import alternate, compare, machine_line, peak_bytes, write_table
+from benchmarks.paired import alternate, compare, machine_line, write_table
 from nrf.config import Config
 from nrf.data.dataset import EventBatch, dense_frames
 from nrf.network.neurons import NEURONS
@@ -114,16 +114,14 @@ def memory_gb(what):
 
 def serve(step_of, config, threads, device, precision, connection):
     """In a process of its own, of `step_of(config, device)`: a step for "step"; one in full float32 and its
-    outcome for "outcome"; what torch holds at most for "held", on a CPU; peak memory for "end"."""
+    outcome for "outcome"; peak memory for "end"."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(threads)
     step = step_of(config, device)
     cuda = device != "cpu"
     before = torch.cuda.memory_allocated() / 1e9 if cuda else memory_gb("VmRSS")
     while (order := connection.recv()) != "end":
-        if order == "held":
-            connection.send(peak_bytes(step) / 1e9)
-        elif order == "step":
+        if order == "step":
             step(precision)
             if cuda:
                 torch.cuda.synchronize()
@@ -150,7 +148,7 @@ class Side:
         theirs.close()
 
     def ask(self, order):
-        """What the process answers to "step" (None), "outcome", "held" or "end"."""
+        """What the process answers to "step" (None), "outcome" or "end"."""
         self.connection.send(order)
         return self.connection.recv()
 

@@ -3,7 +3,7 @@
 python3 -m benchmarks.tricks [--nets li] [--sizes demo paper] [--runs 3] [--only bands ...] [--save]
 
 Loss and gradients of both are equal first (`benchmarks.step`).  Each side is a process of its own.  A trick
-stays where its time or memory is 1.1 times less, at one size at least.
+stays where it takes 10 % of time or memory (the process's peak) away, at one size at least.
 """
 
 import argparse
@@ -32,7 +32,7 @@ TRICKS = {  # what stands in for each: (where, name, instead)
     "bands of the first layer": [(layers, "band_rows", lambda *_: math.inf)],
     "one channel after the other": [(layers, "APART", math.inf)],
     "compiled scans": [(scan, "_kernels", lambda _: scan_torch)],
-    "memory kept for the next step": [(step, "keep_memory", no)],  # costs what lies free between pieces: RSS
+    "memory kept for the next step": [(step, "keep_memory", no)],
 }
 
 
