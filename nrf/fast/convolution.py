@@ -56,12 +56,12 @@ def spectral_is_faster(frames, weight):
     ADVANTAGE, LEAST and LEAST_CHANNELS are measured: `python3 -m benchmarks.conv`.  In bfloat16 matrix units
     make up for what frequencies save, and more than that in smaller fields.
     """
-    if torch.is_autocast_enabled(frames.device.type) and has_matrix_units():
+    if frames.device.type != "cpu" or min(weight.shape[:2]) < LEAST_CHANNELS:
         return False
-    direct, spectral = multiplications(frames.shape, weight.shape, frames.device.type)
-    if min(weight.shape[:2]) < LEAST_CHANNELS:
+    if torch.is_autocast_enabled("cpu") and has_matrix_units():
         return False
-    return frames.device.type == "cpu" and direct > max(LEAST, ADVANTAGE * spectral)
+    direct, spectral = multiplications(frames.shape, weight.shape)
+    return direct > max(LEAST, ADVANTAGE * spectral)
 
 
 @functools.cache

@@ -36,12 +36,12 @@ def _convolve(frames, weight, padding):
 def _weight_gradient(frames, weight, grad, padding):
     found = _events(frames)
     if found is None:
-        return torch.nn.grad.conv2d_weight(frames, weight.shape, grad, padding=padding)
+        return torch.nn.grad.conv2d_weight(frames, weight.shape, grad, padding=padding).contiguous()
     N, C, k, _ = weight.shape
     turned = weight.new_empty(C, k, k, N)
     inputs = *found, grad.permute(0, 2, 3, 1).contiguous()
     native.call("sparse_backward", grad.dtype, _sizes(frames, weight, padding), (), inputs, (turned,))
-    return turned.permute(3, 0, 1, 2).flip(-2, -1)
+    return turned.flip(1, 2).permute(3, 0, 1, 2).contiguous()
 
 
 def _events(frames):
@@ -92,5 +92,5 @@ native.operator(
 native.operator(
     "events_weight(Tensor frames, Tensor weight, Tensor grad, int padding) -> Tensor",
     _weight_gradient,
-    lambda frames, weight, grad, padding: torch.empty_like(weight),
+    lambda frames, weight, grad, padding: weight.new_empty(weight.shape),
 )
