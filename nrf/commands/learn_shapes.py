@@ -43,7 +43,7 @@ def parse(argv=None):
     arguments = parser.parse_args(argv)
     try:
         return vars(parser.instantiate_classes(arguments))
-    except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  a class path runs foreign code
         parser.error(f"a class path among the flags: {type(error).__name__}: {error}")
 
 

@@ -34,12 +34,18 @@ def open_data(data_root, settings):
     return data, found | settings
 
 
-def train(arguments):
-    """Train what the command line asks for, say where it ended, and return Lightning's trainer."""
-    quiet()
+def settings_and_flags(arguments):
+    """Of a command line: the settings of `Config` that it gives, and the Trainer's flags."""
     own = {"data_root", "log_root", "ckpt_path", "config"}
     fields = {setting.name for setting in dataclasses.fields(Config)}
     settings = {k: v for k, v in arguments.items() if k in fields and v is not None}
+    return settings, {k: v for k, v in arguments.items() if k not in own | fields}
+
+
+def train(arguments):
+    """Train what the command line asks for, say where it ended, and return Lightning's trainer."""
+    quiet()
+    settings, flags = settings_and_flags(arguments)
     Config(**settings)  # a bad value is reported before anything is read
     data, settings = open_data(arguments["data_root"], settings)
     model_settings = dataclasses.asdict(Config(**settings))
@@ -49,7 +55,6 @@ def train(arguments):
         model.net.compile_normalisation()
 
     name = run_name(model.config, arguments["data_root"])
-    flags = {k: v for k, v in arguments.items() if k not in own | fields}
     logger = RunLogger(
         arguments["log_root"],
         name,
@@ -84,12 +89,7 @@ def train(arguments):
         logger.resume(version, before["global_step"], before.get("logs"))
     with contextlib.closing(logger):
         try:
-            trainer.fit(model, training, validation, ckpt_path=checkpoint, weights_only=True)
-        except Stopped as stop:
-            if stop.args[0] != TIME_IS_UP:
-                raise
-            notice = "--max_time is over; to resume: the same command with --ckpt_path last"
-            rank_zero_only(print)(notice)
+            fit(trainer, model, (training, validation), checkpoint)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
             if advice.started or not checkpoint or explain(error, arguments) is not None:
                 raise
@@ -97,6 +97,16 @@ def train(arguments):
             raise CheckpointError(f"{checkpoint}: damaged or foreign ({reason:.200}); {WANTED}") from error
     rank_zero_only(summarise)(trainer, arguments["log_root"])
     return trainer
+
+
+def fit(trainer, model, loaders, checkpoint):
+    """Train from a checkpoint, if any, until training is over or the time is up."""
+    try:
+        trainer.fit(model, *loaders, ckpt_path=checkpoint, weights_only=True)
+    except Stopped as stop:
+        if stop.args[0] != TIME_IS_UP:
+            raise
+        rank_zero_only(print)("--max_time is over; to resume: the same command with --ckpt_path last")
 
 
 def summarise(trainer, log_root):

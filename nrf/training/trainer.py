@@ -11,6 +11,7 @@ from pytorch_lightning.plugins.environments import (
     TorchElasticEnvironment,
 )
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.optim import lr_scheduler
 
@@ -99,7 +100,9 @@ def build_trainer(flags, logger, callbacks):
         flags["plugins"].append(environment)
     try:
         trainer = pl.Trainer(**flags, logger=loggers, callbacks=callbacks)
-    except (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError) as error:
+    except (MisconfigurationException, OSError, ValueError):  # say what is wrong themselves
+        raise
+    except Exception as error:  # noqa: BLE001  odd values of its flags make it raise anything
         raise ValueError(f"Lightning's Trainer: {type(error).__name__}: {error}") from error
     # a batch's only floats are labels, which --precision 16-true shall not round
     trainer.precision_plugin.convert_input = lambda batch: batch
