@@ -9,6 +9,7 @@ import pty
 import random
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,18 +196,26 @@ def test_an_earlier_versions_checkpoint_resumes_as_far_as_it_tells(data, tmp_pat
     )
 
 
+IN_A_TERMINAL = """
+import fcntl, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where these tests run under nohup
+from nrf.commands import learn_shapes
+sys.exit(learn_shapes.main(sys.argv[1:]))
+"""
+
+
 def test_a_closed_terminal_loses_nothing_and_nohup_is_heeded(data, tmp_path):
     flags = FLAGS | {"max_epochs": 1000, "enable_progress_bar": "true"}
     arguments = [str(data), str(tmp_path / "logs"), *TINY, *resuming.words(flags)]
-    child, terminal = pty.fork()
-    if not child:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where these tests run under nohup
-        sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
-        os._exit(learn_shapes.main(arguments))
+    terminal, its = pty.openpty()
+    command = [sys.executable, "-c", IN_A_TERMINAL, *arguments]
+    child = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, start_new_session=True)
+    os.close(its)
     while not list(tmp_path.glob("logs/*.csv")):
         assert os.read(terminal, 1024)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    assert child.wait() == 128 + signal.SIGHUP
     assert load_archive(next(tmp_path.glob("logs/*/*/checkpoints/last.ckpt")))["global_step"] >= 3
     handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
