@@ -13,6 +13,8 @@ import numpy
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from nrf.fast.convolution import has_matrix_units
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -27,9 +29,9 @@ def processor():
 
 def vectors():
     """What the processor multiplies with: torch's name for its vectors, and units for bfloat16."""
-    units = {"AVX512-BF16": "_is_avx512_bf16_supported", "AMX": "_is_amx_tile_supported"}
-    found = [name for name, test in units.items() if getattr(torch.cpu, test, bool)()]
-    return " ".join([torch.backends.cpu.get_cpu_capability(), *found])
+    narrow = "AVX512-BF16" if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else ""
+    units = "AMX" if has_matrix_units() else ""
+    return " ".join(filter(None, [torch.backends.cpu.get_cpu_capability(), narrow, units]))
 
 
 def machine_line(**sizes) -> str:

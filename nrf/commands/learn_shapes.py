@@ -12,7 +12,6 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from nrf.commands.parser import CommandLine, add_settings
 from nrf.data.recordings import DataError
-from nrf.system.memory import keep_memory
 from nrf.system.text import one_line
 from nrf.training.callbacks import explain
 from nrf.training.run import train
@@ -50,7 +49,6 @@ def parse(argv=None):
 def main(argv=None):
     """The command; returns its exit code."""
     arguments = parse(argv)
-    keep_memory()
     try:
         train(arguments)
     except (SIGTERMException, Stopped) as stop:  # the first before training starts

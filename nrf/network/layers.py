@@ -176,15 +176,14 @@ def layer_response(layers: Sequence[SpatioTemporalRF], frames, state=None, pool=
         current = convolution(frames.flatten(0, 2), weight).unflatten(0, frames.shape[:3])  # T K|1 B N H W
         return Neurons.of(layers).respond(current, state, pool)  # T K B N h w
 
-    whole = spatial.convolve
     in_bands = layers[0].recompute and not torch.compiler.is_compiling()  # a graph holds no loop of bands
     if in_bands and pool is not None and spatial.convolution != "spectral":
         rows = band_rows(frames, len(weight))
         if rows < frames.shape[-2] and not spectral_is_faster(frames.flatten(0, 2), weight):
             trained = [weight, *(p for layer in layers for p in layer.trained_beside_filters())]
-            banded = partial(response, layers, partial(whole, padded=True))
+            banded = partial(response, layers, partial(spatial.convolve, padded=True))
             return by_bands(banded, frames, state, weight.shape[-1] // 2, rows, trained)
     if frames.shape[1] > 1 and frames.numel() >= APART:  # so the backward pass frees one after the other
         channels = zip(layers, frames.split(1, 1), split(state, len(layers)), strict=True)
-        return join([response([layer], whole, part, before) for layer, part, before in channels])
-    return response(layers, whole, frames, state)
+        return join([response([layer], spatial.convolve, part, before) for layer, part, before in channels])
+    return response(layers, spatial.convolve, frames, state)

@@ -57,22 +57,26 @@ def published_set(name):
 class Spread:
     """Mean and quantiles of errors, one per window, as they come."""
 
-    def __init__(self, values=()):
-        self.values = np.asarray(values, np.float64)
+    def __init__(self, parts=()):
+        self.parts = list(parts)
+
+    @property
+    def values(self):
+        return np.concatenate([np.empty(0), *self.parts])
 
     @property
     def n(self):
-        return len(self.values)
+        return sum(map(len, self.parts))
 
     def add(self, errors):
         """Take in an array of errors of any shape, all of them 0 or more. ValueError for others."""
         errors = np.asarray(errors, np.float64).ravel()
         if not (np.isfinite(errors) & (errors >= 0)).all():
             raise ValueError("errors: expected finite values of 0 or more")
-        self.values = np.concatenate([self.values, errors])
+        self.parts.append(errors)
 
     def __add__(self, other):
-        return Spread(np.concatenate([self.values, other.values]))
+        return Spread(self.parts + other.parts)
 
     @property
     def mean(self):

@@ -89,9 +89,11 @@ def firing_layers(model, batch):
     for channel in model.net.channels:
         out = average_pool(frames)[:, None]
         for i, field in enumerate(channel.spatiotemporal):
-            alone = copy.copy(field)
-            alone.skip_connection = False  # whose current is no spike
-            spikes[i] += layer_response([alone], out)[-1].sum()
-            out, *_ = layer_response([field], out, None, average_pool)
+            before, (out, _, activity) = out, layer_response([field], out, None, average_pool)
+            if field.skip_connection:  # whose current is no spike
+                alone = copy.copy(field)
+                alone.skip_connection = False
+                *_, activity = layer_response([alone], before)
+            spikes[i] += activity.sum()
     model.train(was_training)
     return {i for i, n in enumerate(spikes.tolist(), start=1) if n > 0}

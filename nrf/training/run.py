@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from nrf.config import Config, run_name
 from nrf.data.dataset import ShapeDataset, loader
+from nrf.system.memory import keep_memory
 from nrf.system.text import printable
 from nrf.training.advice import Advice
 from nrf.training.board import Board, Record
@@ -45,6 +46,7 @@ def settings_and_flags(arguments):
 def train(arguments):
     """Train what the command line asks for, say where it ended, and return Lightning's trainer."""
     quiet()
+    keep_memory()
     settings, flags = settings_and_flags(arguments)
     Config(**settings)  # a bad value is reported before anything is read
     data, settings = open_data(arguments["data_root"], settings)
@@ -79,14 +81,14 @@ def train(arguments):
         checkpoint, version = where_to_resume(
             arguments["ckpt_path"], Path(arguments["log_root"]) / name, model_settings
         )
+        content = read_checkpoint(checkpoint) if checkpoint else {}
         if checkpoint:
-            resume.check(read_checkpoint(checkpoint), model_settings)
-        return checkpoint, version
+            resume.check(content, model_settings)
+        return checkpoint, version, content.get("global_step"), content.get("logs")
 
-    checkpoint, version = first_decides(trainer, decide)
+    checkpoint, version, *logged = first_decides(trainer, decide)
     if version is not None:
-        before = read_checkpoint(checkpoint)
-        logger.resume(version, before["global_step"], before.get("logs"))
+        logger.resume(version, *logged)
     with contextlib.closing(logger):
         try:
             fit(trainer, model, (training, validation), checkpoint)
