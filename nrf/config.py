@@ -7,8 +7,14 @@ from the published program: FIDELITY 20-22.
 """
 
 import dataclasses
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
+from typing import Any, TypeVar
+
+Rows = TypeVar("Rows", bound=Collection)  # a table, or the names alone
+Value = TypeVar("Value")
 
 MINIMUM = {
     **dict.fromkeys(("timesteps", "stack_frames", "batch_size", "n_classes"), 1),
@@ -19,38 +25,38 @@ MINIMUM = {
 EXECUTION_ONLY = ("num_workers", "temporal_backend", "convolution", "checkpoint_activations", "compile")
 
 
-TABLES = {}  # by setting: the table, or the tuple of names, that it chooses from
+TABLES: dict[str, Any] = {}  # by setting: the table, or the tuple of names, that it chooses from
 
 
-def table(setting, rows):
+def table(setting: str, rows: Rows) -> Rows:
     """`rows`, whose keys are this setting's choices from now on, including those that are added later."""
     TABLES[setting] = rows
     return rows
 
 
-def check(setting, value):
+def check(setting: str, value: object) -> None:
     """ValueError, with the choices that exist, unless `value` is one of those of `setting`."""
     if value not in TABLES[setting]:
         raise ValueError(f"{setting} {value!r}: expected one of {', '.join(map(str, TABLES[setting]))}")
 
 
-def pick(setting, value):
+def pick(setting: str, value: object) -> Any:
     """The row `value` of a setting's table, which has to be there."""
     check(setting, value)
     return TABLES[setting][value]
 
 
-def option(default, help, from_data=False):
+def option(default: Value, help: str, from_data: bool = False) -> Value:
     """A field with its help.  from_data: on the command line the recordings give its default."""
     return field(default=default, metadata={"help": help, "from_data": from_data})
 
 
-def flag(default, help):
+def flag(default: int, help: str) -> int:
     """A field that is 0 or 1."""
     return field(default=default, metadata={"help": help, "from_data": False, "choices": (0, 1)})
 
 
-def result_affecting(settings):
+def result_affecting(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what a run computes: runs are resumed and compared only where these agree."""
     kept = {name: value for name, value in settings.items() if name not in EXECUTION_ONLY}
     if settings.get("temporal_backend") == "norse":
@@ -121,7 +127,7 @@ class Config:
     warmup: int = option(20, "accepted and unused, as published: the warm-up lasts --timesteps (FIDELITY 12)")
     seed: int = option(0, "seed of weights, dropout, data order and workers")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
             if setting.name in TABLES:
                 check(setting.name, getattr(self, setting.name))
@@ -137,14 +143,14 @@ class Config:
             raise ValueError(f"dropout {self.dropout}: expected 0 or more and below 1")
 
     @property
-    def in_channels(self):
+    def in_channels(self) -> int:
         return 2 if self.sum_frames else 2 * self.stack_frames
 
 
 TABLES |= {f.name: f.metadata["choices"] for f in dataclasses.fields(Config) if "choices" in f.metadata}
 
 
-def run_name(config, data_root):
+def run_name(config: Config, data_root: str | PathLike) -> str:
     """The published name of a run and its folder of logs; not all settings are in it (FIDELITY 19)."""
     summed = "S" if config.sum_frames else ""
     return (

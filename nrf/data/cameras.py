@@ -5,13 +5,15 @@ through the file once and holds one stretch at a time.  GERD's own `.dat` files 
 bytes and read by `dataset.read_recording`.
 """
 
+import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from nrf.data.event_files import UNITS_US, EventStream, open_events
+from nrf.data.event_files import UNITS_US, Events, EventStream, open_events
 from nrf.data.recordings import DataError, Recording, read_recording
 
 FITS = ("letterbox", "crop", "stretch")
@@ -22,22 +24,22 @@ COMPACT = 2**22  # cells of a stretch that are kept before doubles are dropped
 class View(NamedTuple):
     """How a file is seen.  ValueError, from `check`, for what cannot be."""
 
-    resolution: tuple  # (H, W) of the field in pixels
-    sensor: tuple | None = None  # (height, width) of the camera, None for what the file states
+    resolution: Sequence[int]  # (H, W) of the field in pixels
+    sensor: Sequence[int] | None = None  # (height, width) of the camera, None for what the file states
     fit: str = "letterbox"  # all of the sensor, bars around it; "crop": none, its edges lost; "stretch"
     bin_us: int = 1000  # microseconds per frame
     start: int = 0  # frames to skip, from the first event on
     frames: int | None = None  # frames of a stretch, None for all in one
-    columns: tuple | None = None  # of tables, see `open_events`
+    columns: Sequence[str] | None = None  # of tables, see `open_events`
     time_unit: str | None = None
 
     @classmethod
-    def of(cls, arguments, resolution):
+    def of(cls, arguments: argparse.Namespace, resolution: Sequence[int]) -> "View":
         """The View of a command line's flags."""
         values = {name: getattr(arguments, name) for name in cls._fields if name != "resolution"}
         return cls(resolution, **values).check()
 
-    def check(self):
+    def check(self) -> "View":
         """Itself, if it can be."""
         for name, least in (("start", 0), ("bin_us", 1), ("frames", 1)):
             value = getattr(self, name)
@@ -47,7 +49,8 @@ class View(NamedTuple):
             raise ValueError(f"--sensor {self.sensor[0]} {self.sensor[1]}: expected 1 or more")
         for name, known in (("fit", FITS), ("time_unit", (None, *UNITS_US))):
             if getattr(self, name) not in known:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected one of {', '.join(known[-4:])}")
+                expected = ", ".join(filter(None, known))
+                raise ValueError(f"--{name} {getattr(self, name)}: expected one of {expected}")
         return self
 
 
@@ -55,12 +58,12 @@ class Placement(NamedTuple):
     """The map from a sensor's pixels to the field's: h = (y * scale_h + shift_h), likewise w; rational, so
     that cells are exact.  scales: ((numerator, denominator) along H, along W)."""
 
-    sensor: tuple
-    resolution: tuple
-    scales: tuple
+    sensor: tuple[int, ...]
+    resolution: tuple[int, ...]
+    scales: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, sensor, resolution, fit):
+    def of(cls, sensor: Sequence[int], resolution: Sequence[int], fit: str) -> "Placement":
         """The placement of a sensor (height, width) in a field (H, W), its middle on the field's."""
         scales = tuple(zip(resolution, sensor, strict=True))
         if fit != "stretch":
@@ -68,7 +71,7 @@ class Placement(NamedTuple):
             scales = (pick(scales, key=lambda scale: scale[0] / scale[1]),) * 2
         return cls(tuple(sensor), tuple(resolution), scales)
 
-    def cells(self, y, x):
+    def cells(self, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows and columns (n,) of the field, and whether they lie in it, of pixels (n,) of the sensor."""
         axes = zip((y, x), self.sensor, self.resolution, self.scales, strict=True)
         h, w = (
@@ -78,7 +81,7 @@ class Placement(NamedTuple):
         H, W = self.resolution
         return h, w, (h >= 0) & (h < H) & (w >= 0) & (w < W)
 
-    def positions(self, y, x):
+    def positions(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Positions (..., 2) in the field of positions on the sensor, pixel k reaching from k to k + 1."""
         axes = zip((y, x), self.sensor, self.resolution, self.scales, strict=True)
         return np.stack(
@@ -97,7 +100,7 @@ class Stretch(NamedTuple):
     recording: Recording  # labels None
 
 
-def is_camera_file(path):
+def is_camera_file(path: str | Path) -> bool:
     """Whether a file is a camera's; else it is GERD's.  DataError where there is none to read."""
     path = Path(path)
     if path.suffix.lower() != ".dat":
@@ -109,7 +112,7 @@ def is_camera_file(path):
         raise DataError(f"{path}: no such file; expected a recording ({error.strerror})") from None
 
 
-def read_any(path, view):
+def read_any(path: str | Path, view: View) -> Recording:
     """A Recording of the first `view.frames` frames from `view.start` on, from any of the formats.
 
     Cameras' files are laid into `view.resolution`, begin with their first event and have no labels (None);
@@ -134,7 +137,7 @@ def read_any(path, view):
     return Recording(events, labels, (last - view.start, *recording.shape[1:]))
 
 
-def stretches(path, view, chunks=None):
+def stretches(path: str | Path, view: View, chunks: Iterator[Events] | None = None) -> Iterator[Stretch]:
     """The Stretches of `view.frames` frames in turn that have an event; the last one may be shorter.
 
     chunks: an iterator of `Events` to take instead of the file's.
@@ -145,8 +148,9 @@ def stretches(path, view, chunks=None):
     stream = EventStream(None, chunks) if chunks else open_events(path, view.columns, view.time_unit)
     placement = Placement.of(_sensor(path, stream.sensor, view.sensor), view.resolution, view.fit)
     length = view.frames or 2**62
-    start_us = latest_us = None
-    number, last, cells = 0, 0, []  # of the stretch that is being filled, and its last frame so far
+    start_us, latest_us = None, 0
+    number, last = 0, 0  # of the stretch that is being filled, and its last frame so far
+    cells: list[np.ndarray] = []  # of it
     for events in stream.chunks:
         if start_us is None:
             start_us = latest_us = int(events.t_us[0])
@@ -169,21 +173,24 @@ def stretches(path, view, chunks=None):
             cells.append(np.unique(keys[inside & kept]))
             if sum(map(len, cells)) > COMPACT:
                 cells = [np.unique(np.concatenate(cells))]
-    if cells:
+    if cells and start_us is not None:
         yield _stretch(cells, number, last + 1, start_us, view, placement, length)
 
 
-def _sensor(path, stated, given):
-    if given is None and stated is None:
+def _sensor(path: str | Path, stated: Sequence[int] | None, given: Sequence[int] | None) -> tuple[int, ...]:
+    sensor = given or stated
+    if sensor is None:
         raise DataError(f"{path}: does not state the size of its sensor; give it with --sensor HEIGHT WIDTH")
-    if None not in (given, stated) and tuple(given) != tuple(stated):
+    if given and stated and tuple(given) != tuple(stated):
         raise DataError(
             f"{path}: states a sensor of {stated[0]} x {stated[1]} pixels, --sensor {given[0]} x {given[1]}"
         )
-    return tuple(given or stated)
+    return tuple(sensor)
 
 
-def _cells(path, events, frames, placement):
+def _cells(
+    path: str | Path, events: Events, frames: np.ndarray, placement: Placement
+) -> tuple[np.ndarray, np.ndarray]:
     """The cells (frame, polarity, h, w) of events as numbers that sort by frame, and whether they lie in the
     field."""
     height, width = placement.sensor
@@ -199,7 +206,15 @@ def _cells(path, events, frames, placement):
     return ((frames * 2 + events.on) * H + h) * W + w, inside
 
 
-def _stretch(cells, number, frames, start_us, view, placement, length=None):
+def _stretch(
+    cells: list[np.ndarray],
+    number: int,
+    frames: int,
+    start_us: int,
+    view: View,
+    placement: Placement,
+    length: int | None = None,
+) -> Stretch:
     """The Stretch of so many frames that begins with frame number * length."""
     H, W = view.resolution
     first = number * (length or frames)

@@ -6,14 +6,17 @@ Each file becomes a folder of GERD recordings of equal length, numbered in the o
 
 import importlib
 import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from nrf.data.cameras import stretches
+from nrf.data.cameras import Stretch, View, stretches
 from nrf.data.dataset import TRAIN_SHARE
 from nrf.data.event_files import Events
+from nrf.data.labels import Labels
 from nrf.data.recordings import DataError, write_recording
 
 TONIC = "tonic:"  # IN is tonic:DATASET or tonic:DATASET=FOLDER
@@ -25,7 +28,7 @@ class Converted(NamedTuple):
     unlabelled: int  # stretches left out because an object has no position somewhere in them
     short: int  # stretches left out because they have too few frames
 
-    def __str__(self):
+    def __str__(self) -> str:
         left_out = [f"{n} {why}" for n, why in zip(self[2:], ("not labelled", "too short"), strict=True) if n]
         train = int(TRAIN_SHARE * self.written)
         return f"{self.folder}: {self.written} recordings, {train} to train on" + (
@@ -33,7 +36,7 @@ class Converted(NamedTuple):
         )
 
 
-def convert(path, folder, view, labels=None):
+def convert(path: str | Path, folder: Path, view: View, labels: Labels | None = None) -> Converted:
     """Write the stretches of a file that are whole and labelled throughout as `folder`/0000.dat, ...
 
     labels: `Labels`, a frame's being the position in its middle; None for `centroids`.  DataError where
@@ -42,7 +45,7 @@ def convert(path, folder, view, labels=None):
     return _write(path, folder, view, labels, stretches(path, view))
 
 
-def convert_tonic(name, folder, view):
+def convert_tonic(name: str, folder: Path, view: View) -> Converted:
     """Write the stretches of all samples of one of tonic's data sets, labelled by `centroids`."""
     dataset, _, save_to = name.removeprefix(TONIC).partition("=")
     try:
@@ -58,12 +61,14 @@ def convert_tonic(name, folder, view):
     return _write(name, folder, view, None, itertools.chain.from_iterable(samples))
 
 
-def _events(array):
-    columns = (np.asarray(array[column], np.int64) for column in "txy")
-    yield Events(*columns, np.asarray(array["p"]) > 0)
+def _events(array: np.ndarray) -> Iterator[Events]:
+    t_us, x, y = (np.asarray(array[column], np.int64) for column in "txy")
+    yield Events(t_us, x, y, np.asarray(array["p"]) > 0)
 
 
-def _write(name, folder, view, labels, found):
+def _write(
+    name: str | Path, folder: Path, view: View, labels: Labels | None, found: Iterable[Stretch]
+) -> Converted:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: is there already; delete it, or take another OUT")
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +76,7 @@ def _write(name, folder, view, labels, found):
     for stretch in found:
         events, _, shape = stretch.recording
         positions = centroids(events, shape) if labels is None else positions_of(labels, stretch, view.bin_us)
-        if shape[0] < view.frames:
+        if view.frames is not None and shape[0] < view.frames:
             short += 1
         elif not np.isfinite(positions).all():
             unlabelled += 1
@@ -87,13 +92,13 @@ def _write(name, folder, view, labels, found):
     return Converted(folder, written, unlabelled, short)
 
 
-def positions_of(labels, stretch, bin_us):
+def positions_of(labels: Labels, stretch: Stretch, bin_us: int) -> np.ndarray:
     """Where the objects are in the middle of each frame, in pixels of the field (T, N, 2)."""
     frames = stretch.first + np.arange(stretch.recording.shape[0])
     return stretch.placement.positions(*labels.at(stretch.start_us + (frames + 0.5) * bin_us))
 
 
-def centroids(events, shape):
+def centroids(events: Tensor, shape: Sequence[int]) -> np.ndarray:
     """The mean place of each frame's events (T, 1, 2), of a frame without any that of the frame before; the
     field's centre before the first.  The middle of pixel k is at k + 1/2."""
     T, _, *size = shape
@@ -105,7 +110,7 @@ def centroids(events, shape):
     return means[newest][:, None]
 
 
-def folders_of(paths, out):
+def folders_of(paths: Sequence[str], out: str | Path) -> list[Path]:
     """The folder of each file, named as it is; ValueError where two would share one."""
     stems = (
         path[len(TONIC) :].partition("=")[0] if path.startswith(TONIC) else Path(path).stem for path in paths

@@ -13,12 +13,14 @@ import os
 import re
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nrf.data.event_tables import CHUNK, by_name, of_table, read_arrays, read_text
+from nrf.data.event_tables import CHUNK, Columns, by_name, of_table, read_arrays, read_text
 from nrf.data.recordings import DataError
 
 UNITS_US = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
@@ -36,11 +38,13 @@ class Events(NamedTuple):
 
 
 class EventStream(NamedTuple):
-    sensor: tuple | None  # (height, width) in pixels as the file states it
-    chunks: Any  # iterator of Events, those of a chunk in the order of the file
+    sensor: tuple[int, int] | None  # (height, width) in pixels as the file states it
+    chunks: Iterator[Events]  # those of a chunk in the order of the file
 
 
-def open_events(path, columns=None, time_unit=None):
+def open_events(
+    path: str | Path, columns: Sequence[str] | None = None, time_unit: str | None = None
+) -> EventStream:
     """The EventStream of a file.  DataError, here or from its chunks, for what cannot be read.
 
     columns: what the columns of a table without names are, in their order ("t", "x", "y", "p"; others are
@@ -58,7 +62,7 @@ def open_events(path, columns=None, time_unit=None):
 
 
 @contextlib.contextmanager
-def _told(path):
+def _told(path: Path) -> Iterator[None]:
     """What a reader raises at a damaged file becomes one line that names it."""
     try:
         yield
@@ -71,7 +75,7 @@ def _told(path):
         raise DataError(f"{path}: damaged or foreign ({type(error).__name__}: {said})") from error
 
 
-def _checked(path, chunks, time_unit):
+def _checked(path: Path, chunks: Iterable[Columns], time_unit: str | None) -> Iterator[Events]:
     """Chunks of columns as Events: one length, whole numbers that fit, times in microseconds."""
     scale = UNITS_US[time_unit or "us"]
     with _told(path):
@@ -83,10 +87,11 @@ def _checked(path, chunks, time_unit):
             for name, values in (("t", t_us), ("x", x), ("y", y), ("p", p)):
                 _check_column(path, name, values)
             if len(t):
-                yield Events(*(column.astype(np.int64) for column in (t_us, x, y)), p > 0)
+                t_us, x, y = (column.astype(np.int64) for column in (t_us, x, y))
+                yield Events(t_us, x, y, p > 0)
 
 
-def _check_column(path, name, values):
+def _check_column(path: Path, name: str, values: np.ndarray) -> None:
     if values.dtype.kind not in "biuf":
         raise DataError(f"{path}: column {name} holds {values.dtype}, expected numbers")
     if not len(values):
@@ -100,7 +105,7 @@ def _check_column(path, name, values):
         raise DataError(f"{path}: {name} {values[odd][0]:g}, expected whole{unit or ' pixels'}{hint}")
 
 
-def _package(path, name, install=None):
+def _package(path: Path, name: str, install: str | None = None) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -110,12 +115,12 @@ def _package(path, name, install=None):
 # --- cameras' own formats ---
 
 
-def _faery(path, columns):
+def _faery(path: Path, columns: Sequence[str] | None) -> tuple[tuple[int, int] | None, Iterator[Columns]]:
     reader = _package(path, "faery.file_decoder", "faery").Decoder
     kind = {".raw": "evt", ".aedat4": "aedat"}.get(path.suffix.lower(), path.suffix.lower()[1:])
     version = _version(path, kind) if kind in ("evt", "dat") else None
 
-    def opened(size):
+    def opened(size: tuple[int, int]) -> Any:
         with _quiet():
             return reader(
                 path,
@@ -130,7 +135,7 @@ def _faery(path, columns):
     return ((height, width) if width else None), _packets(opened(size))
 
 
-def _packets(stream):
+def _packets(stream: Iterable[np.ndarray]) -> Iterator[Columns]:
     packets = iter(stream)
     while True:
         with _quiet():
@@ -141,7 +146,7 @@ def _packets(stream):
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Nothing reaches the standard error, where Rust writes a page about a panic before it is raised."""
     kept = os.dup(2)
     try:
@@ -153,10 +158,11 @@ def _quiet():
         os.close(kept)
 
 
-def _version(path, kind):
+def _version(path: Path, kind: str) -> str:
     """The encoding that a Prophesee header states, which the reader would otherwise assume."""
     with path.open("rb") as file:
-        header = re.match(rb"(?:%[^\n]*\n)*", file.read(HEADER))[0].decode("latin-1")
+        lines = re.match(rb"(?:%[^\n]*\n)*", file.read(HEADER))
+    header = lines[0].decode("latin-1") if lines else ""
     if kind == "dat":
         if not header:
             raise DataError(f"{path}: no header of lines that begin with %, as Prophesee's .dat files have")
@@ -171,7 +177,7 @@ def _version(path, kind):
 # --- HDF5 ---
 
 
-def _hdf5(path, columns):
+def _hdf5(path: Path, columns: Sequence[str] | None) -> tuple[tuple[int, int] | None, Iterator[Columns]]:
     h5py = _package(path, "h5py")
     with contextlib.suppress(ImportError):
         importlib.import_module("hdf5plugin")  # DSEC's files are compressed with Blosc
@@ -186,7 +192,7 @@ def _hdf5(path, columns):
     return sensor, _hdf5_chunks(path, h5py, columns)
 
 
-def _hdf5_columns(file, h5py):
+def _hdf5_columns(file: Any, h5py: ModuleType) -> Any:
     """The data sets or compound data set that hold the events, None if there are none."""
     for name in ("CD/events", "events", "davis/left/events", "/"):
         node = file.get(name)
@@ -197,17 +203,17 @@ def _hdf5_columns(file, h5py):
     return None
 
 
-def _hdf5_sensor(file):
+def _hdf5_sensor(file: Any) -> tuple[int, int] | None:
     """(height, width) in the attributes of Metavision's ("1280x720") and of event_utils' files, else None."""
     geometry = file.attrs.get("geometry", "")
     geometry = geometry.decode() if isinstance(geometry, bytes) else str(geometry)
-    if size := re.fullmatch(r"(\d+)x(\d+)", geometry.strip()):
-        return int(size[2]), int(size[1])
+    if stated := re.fullmatch(r"(\d+)x(\d+)", geometry.strip()):
+        return int(stated[2]), int(stated[1])
     size = np.ravel(file.attrs.get("sensor_resolution", ()))
-    return tuple(int(n) for n in size) if len(size) == 2 else None
+    return (int(size[0]), int(size[1])) if len(size) == 2 else None
 
 
-def _hdf5_chunks(path, h5py, columns):
+def _hdf5_chunks(path: Path, h5py: ModuleType, columns: Sequence[str] | None) -> Iterator[Columns]:
     with h5py.File(path, "r") as file:
         found = _hdf5_columns(file, h5py)
         first = found[0] if isinstance(found, list) else found

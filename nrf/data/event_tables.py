@@ -5,12 +5,16 @@ import itertools
 import re
 import tokenize
 import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from nrf.data.recordings import DataError
 
 CHUNK = 2**18  # events read at a time
+Columns = Sequence[np.ndarray] | np.ndarray  # t, x, y and p of a chunk, one value an event in each
 NAMES = {  # of columns, in any case
     "t": ("t", "ts", "time", "times", "timestamp", "timestamps", "t_us", "time_us", "timestamp_us"),
     "x": ("x", "xs"),
@@ -22,23 +26,23 @@ NAMES = {  # of columns, in any case
 # --- numpy ---
 
 
-def read_arrays(path, columns):
+def read_arrays(path: Path, columns: Sequence[str] | None) -> tuple[None, Iterator[Columns]]:
     """No sensor, and chunks of t, x, y, p of a structured array, a table, or four arrays."""
     with path.open("rb") as file:
         zipped = zipfile.is_zipfile(file)
     return None, _zip_chunks(path, columns) if zipped else _array_chunks(path, columns)
 
 
-def _array_chunks(path, columns):
+def _array_chunks(path: Path, columns: Sequence[str] | None) -> Iterator[Columns]:
     with contextlib.ExitStack() as stack:
         for part in _rows(path, lambda: stack.enter_context(path.open("rb"))):
             yield of_table(path, part, columns)
 
 
-def _zip_chunks(path, columns):
+def _zip_chunks(path: Path, columns: Sequence[str] | None) -> Iterator[Columns]:
     with zipfile.ZipFile(path) as archive, contextlib.ExitStack() as stack:
 
-        def rows(name):
+        def rows(name: str) -> Iterator[np.ndarray]:
             return _rows(path, lambda: stack.enter_context(archive.open(f"{name}.npy")))
 
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
@@ -53,7 +57,7 @@ def _zip_chunks(path, columns):
             yield from itertools.zip_longest(*four, fillvalue=np.empty(0))
 
 
-def _rows(path, opened):
+def _rows(path: Path, opened: Callable[[], IO[bytes]]) -> Iterator[np.ndarray]:
     """The rows of a .npy file that `opened()` opens, a chunk at a time; of columns stored one after the
     other, it is opened for each."""
     file = opened()
@@ -78,7 +82,7 @@ def _rows(path, opened):
         yield parts[0].reshape(n, *shape[1:]) if len(parts) == 1 else np.stack(parts, 1)
 
 
-def _header(file):
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, Fortran order, dtype) that the header of an open .npy file states."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
@@ -90,17 +94,19 @@ def _header(file):
         raise ValueError(f"a header that is no description of an array ({error})") from error
 
 
-def by_name(names):
+def by_name(names: Sequence[str]) -> dict[str, int] | None:
     """{"t": place, ...} of columns among names; None unless all four are there."""
     lower = [name.lower() for name in names]
     found = {
-        column: next((lower.index(name) for name in known if name in lower), None)
+        column: lower.index(name)
         for column, known in NAMES.items()
+        for name in reversed(known)  # so that the first counts
+        if name in lower
     }
-    return None if None in found.values() else found
+    return found if found.keys() == NAMES.keys() else None
 
 
-def _by_order(path, columns, n):
+def _by_order(path: Path, columns: Sequence[str] | None, n: int) -> dict[str, int]:
     """{"t": place, ...} among n columns as the user names them, t, x, y, p by default."""
     columns = list(columns or "txyp")
     if set("txyp") - set(columns) or len(columns) > n:
@@ -111,7 +117,7 @@ def _by_order(path, columns, n):
     return {column: columns.index(column) for column in "txyp"}
 
 
-def of_table(path, table, columns):
+def of_table(path: Path, table: np.ndarray, columns: Sequence[str] | None) -> list[np.ndarray]:
     """t, x, y, p of a structured array, or of one of shape (n, columns)."""
     if table.dtype.names:
         places = by_name(table.dtype.names)
@@ -127,7 +133,7 @@ def of_table(path, table, columns):
 # --- text ---
 
 
-def read_text(path, columns):
+def read_text(path: Path, columns: Sequence[str] | None) -> tuple[tuple[int, int] | None, Iterator[Columns]]:
     """The sensor, if stated, and chunks of columns of numbers, apart by commas, semicolons or blanks.
 
     Names in the first line that holds no comment (#), or in a comment; else `columns`.  A first line of two
@@ -155,11 +161,11 @@ def read_text(path, columns):
         return sensor, iter(())
     places = by_name(names) if names and not columns else _by_order(path, columns, len(words))
     if places is None:
-        raise DataError(f"{path}: columns {', '.join(names)}; expected t, x, y, p, or --columns")
+        raise DataError(f"{path}: columns {', '.join(names or ())}; expected t, x, y, p, or --columns")
     return sensor, _text_chunks(path, places, skip)
 
 
-def _text_chunks(path, places, skip):
+def _text_chunks(path: Path, places: dict[str, int], skip: int) -> Iterator[np.ndarray]:
     order = [places[column] for column in "txyp"]
     with path.open(encoding="utf-8") as file:
         lines = (line for line in itertools.islice(file, skip, None) if line.strip())
@@ -171,11 +177,11 @@ def _text_chunks(path, places, skip):
             yield table.T
 
 
-def _words(line):
+def _words(line: str) -> list[str]:
     return [word for word in re.split(r"[,;\s]+", line.strip()) if word]
 
 
-def _is_number(word):
+def _is_number(word: str) -> bool:
     try:
         float(word)
     except ValueError:

@@ -6,7 +6,9 @@ of the sensor, pixel k reaching from k to k + 1; times are on the clock of the r
 
 import csv
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +17,13 @@ from nrf.data.event_tables import NAMES
 from nrf.data.recordings import DataError
 
 OBJECT = ("object", "objects", "id", "class", "label", "track", "track_id")
+Columns = dict[str, Any]  # by name, each a sequence of one value an entry
 
 
 class Labels:
     """Where each object is at any time between its first and its last entry, straight lines between them."""
 
-    def __init__(self, t_us, x, y, names):
+    def __init__(self, t_us: np.ndarray, x: np.ndarray, y: np.ndarray, names: Sequence) -> None:
         self.names = sorted(set(names))
         self.paths = []
         for name in self.names:
@@ -28,7 +31,7 @@ class Labels:
             own = own[np.argsort(t_us[own], kind="stable")]
             self.paths.append((t_us[own], x[own], y[own]))
 
-    def at(self, t_us):
+    def at(self, t_us: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions y and x (T, N) at times (T,), NaN before an object's first and after its last entry."""
         y, x = (
             [np.interp(t_us, path[0], path[axis], np.nan, np.nan) for path in self.paths] for axis in (2, 1)
@@ -36,7 +39,7 @@ class Labels:
         return np.stack(y, 1), np.stack(x, 1)
 
 
-def read_labels(path, time_unit=None):
+def read_labels(path: str | Path, time_unit: str | None = None) -> Labels:
     """The Labels in a .csv or .npz file.  DataError for anything else."""
     path = Path(path)
     readers = {".csv": _csv, ".npz": _npz}
@@ -56,18 +59,18 @@ def read_labels(path, time_unit=None):
     return Labels(t * UNITS_US[time_unit or "us"], x, y, names.tolist())
 
 
-def _csv(path):
+def _csv(path: Path) -> Columns:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     return _named(rows[0] if rows else [], list(zip(*(row for row in rows[1:] if row), strict=True)))
 
 
-def _npz(path):
+def _npz(path: Path) -> Columns:
     with np.load(path, allow_pickle=False) as arrays:
         return _named(list(arrays), [arrays[name] for name in arrays])
 
 
-def _named(names, columns):
+def _named(names: Sequence[str], columns: Sequence) -> Columns:
     known = {"t": NAMES["t"], "x": NAMES["x"], "y": NAMES["y"], "object": OBJECT}
     lower = [name.strip().lower() for name in names]
     return {

@@ -11,7 +11,7 @@ import stat
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import ArrayLike
@@ -36,8 +36,8 @@ class DataError(ValueError):
 
 class Recording(NamedTuple):
     events: Tensor  # (n, 4) int64: frame, polarity, position along H, position along W; sorted, no two equal
-    labels: Tensor  # (T, N, 2) float32, pixels
-    shape: tuple  # (T, 2, H, W)
+    labels: Any  # (T, N, 2) float32, pixels; None of a camera's recording
+    shape: tuple[int, ...]  # (T, 2, H, W)
 
 
 def write_recording(path: str | Path, events: ArrayLike, labels: ArrayLike, shape: Sequence[int]) -> None:

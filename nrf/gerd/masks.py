@@ -6,13 +6,14 @@ torch's resize, by running them.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nrf.gerd.outlines import f32
 
 ROW_TAPS, COL_TAPS = 4, 5  # source cells that one cell of the resized triangle can read
 
 
-def fma(a, b, c):
+def fma(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> np.ndarray:
     """a * b + c rounded once to float32 (the product of two float32 is exact in float64)."""
     return (np.multiply(a, b, dtype=float) + c).astype(f32)
 
@@ -24,7 +25,7 @@ class TriangleMasks:
     antialiasing to S x S and divided by its maximum. `base` and `apex` (n,): where it ends up, in centred
     columns."""
 
-    def __init__(self, side):
+    def __init__(self, side: np.ndarray) -> None:
         sides, which = np.unique(side, return_inverse=True)
         tables = [_triangle_table(int(s)) for s in sides]
         self.start = np.concatenate([[0], np.cumsum(sides)])[which]
@@ -37,13 +38,13 @@ class TriangleMasks:
         scale = (side + 2 * pad) / side
         self.base, self.apex = pad / scale - side / 2, (pad + side) / scale - side / 2
 
-    def values(self, frame, row, col):
+    def values(self, frame: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
         """Mask cell (row, col) in each frame, arrays that broadcast, to float32; clipped to the mask."""
         side = self.side[frame]
         row = self.start[frame] + np.clip(row, 0, side - 1)
         col = self.start[frame] + np.clip(col, 0, side - 1)
         first, before = self.first_row[row], self.first_col[col]
-        total = f32(0)
+        total: np.ndarray | np.floating = f32(0)
         for t in range(ROW_TAPS):
             source = first + t
             filled = np.minimum(source, 2 * side - 2 - source) + 1 - before  # taps on the triangle
@@ -52,7 +53,7 @@ class TriangleMasks:
         return total / self.largest[frame]
 
 
-def _triangle_table(side):
+def _triangle_table(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.floating]:
     """First source rows (S,), weights (S, ROW_TAPS), first columns right of the base (S,), partial sums of
     the columns' weights up to each count (S, COL_TAPS + 1), and the largest cell, for a mask of S x S."""
     pad = 3 * side // 5
@@ -78,7 +79,7 @@ def _triangle_table(side):
     return first_row, row_weights, first_col, partial, largest
 
 
-def _resize_weights(size_in, size_out, taps):
+def _resize_weights(size_in: int, size_out: int, taps: int) -> tuple[np.ndarray, np.ndarray]:
     """torch's antialiased bilinear resize along one axis: first source cells (S,) and float32 weights (S,
     TAPS)."""
     scale = f32(size_in) / f32(size_out)

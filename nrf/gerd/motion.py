@@ -6,12 +6,17 @@ GERD draws and throws away is skipped word by word in a replay and costs nothing
 GERD, by running it; FIDELITY 30-35.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from nrf.gerd.outlines import Poses, TruePictures, f32, unit_corners
 from nrf.gerd.pictures import UPSAMPLING
+
+if TYPE_CHECKING:
+    from nrf.gerd.render import RenderParameters
 
 WARMUP_STEPS = 5  # frames that move the integrators before the recording starts
 BORDER = 5  # pixels that GERD keeps free between a shape and the border
@@ -26,23 +31,21 @@ OFF_START = 10.0  # kept: degrees of rotation and shear in the published version
 class OwnStream:
     """Random numbers of our own for one recording.  generator: numpy Generator."""
 
-    replay = False
-
-    def __init__(self, generator):
+    def __init__(self, generator: np.random.Generator) -> None:
         self.generator = generator
 
-    def uniform(self):
+    def uniform(self) -> float:
         return self.generator.random()
 
-    def sign(self):
+    def sign(self) -> float:
         return 1.0 if self.generator.random() > 0.5 else -1.0
 
     lone_sign = sign
 
-    def integer(self, stop):
+    def integer(self, stop: int) -> int:
         return int(self.generator.integers(stop))
 
-    def skip(self, words):
+    def skip(self, words: int) -> None:
         """Nothing is thrown away here."""
 
 
@@ -53,52 +56,50 @@ class TorchStream:
     others.
     """
 
-    replay = True
-
-    def __init__(self, seed):
+    def __init__(self, seed: int) -> None:
         if not -(2**63) <= seed < 2**64:
             raise ValueError(f"seed {seed}: expected -2^63 to 2^64 - 1, as torch takes")
         self.seed = int(seed) % 2**64
         self.random = np.random.RandomState(self.seed % 2**32)
         self.drawn = False
 
-    def words(self, count):
+    def words(self, count: int) -> np.ndarray:
         """The next `count` 32-bit words, uint32."""
         if count == 0:
             return np.zeros(0, "<u4")
         self.drawn = True
         return np.frombuffer(self.random.bytes(4 * count), "<u4")
 
-    def skip(self, words):
+    def skip(self, words: int) -> None:
         while words > 0:
             self.words(min(words, 1 << 20))
             words -= 1 << 20
 
-    def uniform(self):
+    def uniform(self) -> float:
         return float(self.words(1)[0] & 0xFFFFFF) / 2**24
 
-    def uniforms(self, count):
+    def uniforms(self, count: int) -> np.ndarray:
         """`count` float32 in [0, 1), as `torch.rand` gives them."""
         return (self.words(count) & 0xFFFFFF).astype(f32) * f32(2**-24)
 
-    def double(self):
+    def double(self) -> float:
         high, low = (int(w) for w in self.words(2))
         return (high << 32 | low) % 2**53 / 2**53
 
-    def sign(self):
+    def sign(self) -> float:
         return 1.0 if self.double() > 0.5 else -1.0
 
-    def lone_sign(self):
+    def lone_sign(self) -> float:
         """torch draws a single category another way: the smaller of two exponential numbers wins."""
         first, second = self.double(), self.double()
         return 1.0 if second < first else -1.0
 
-    def integer(self, stop):
+    def integer(self, stop: int) -> int:
         return int(self.words(1)[0]) % stop
 
-    def state(self):
+    def state(self) -> np.ndarray:
         """The generator's state as `torch.get_rng_state()` returns it, uint8 (5056,)."""
-        key, position = self.random.get_state()[1:3]
+        key, position = (self.random.get_state(legacy=False)["state"][name] for name in ("key", "pos"))
         state = np.zeros(5056, np.uint8)
         state[:8].view("<u8")[0] = self.seed
         state[8:16].view("<i4")[:] = (625 - position if self.drawn else 1, 1)
@@ -120,35 +121,35 @@ class Drawn(NamedTuple):
 class _Axis:
     """A number that moves by `speed` per frame and turns round at two walls, as GERD moves it."""
 
-    def __init__(self, value, speed, low=-np.inf, high=np.inf):
+    def __init__(self, value: float, speed: float, low: float = -np.inf, high: float = np.inf) -> None:
         self.value, self.speed, self.low, self.high = value, speed, low, high
 
-    def step(self):
+    def step(self) -> None:
         self.value += self.speed
         self.turn()
 
-    def turn(self):
+    def turn(self) -> None:
         if self.value <= self.low:
             self.value, self.speed = self.low, -self.speed
         elif self.value >= self.high:
             self.value, self.speed = self.high, -self.speed
 
 
-def gerd_motion(p, kind, stream):
+def gerd_motion(p: RenderParameters, kind: str, stream: OwnStream | TorchStream) -> Drawn:
     """Poses of one shape, in cells, as the release or the paper's version (p.generator) draws them."""
     height, width = p.resolution
     published = p.generator == "published"
-    size, turn, shear, speed = _gerd_axes(p, stream, published)
-    border = _border(size.value, published)
+    size, turn, shear, (vx, vy), speed = _gerd_axes(p, stream, published)
+    near = _border(size.value, published)
     x, y = (
-        f32(stream.uniform() * float(f32(UPSAMPLING * n - border) - f32(border)) + float(f32(border)))
+        f32(stream.uniform() * float(f32(UPSAMPLING * n - near) - f32(near)) + float(f32(near)))
         for n in p.resolution
     )
     if turn is None:
-        turn = _Axis(float(stream.integer(360)), speed[2])
+        turn = _Axis(float(stream.integer(360)), speed[1])
     if shear is None and p.shear:
-        shear = _Axis(float(stream.integer(int(SHEAR_MAX))), speed[3], -SHEAR_MAX, SHEAR_MAX)
-    (vx, vy), track, pixels = speed[0], [], _Pixels(p, stream)
+        shear = _Axis(float(stream.integer(int(SHEAR_MAX))), speed[2], -SHEAR_MAX, SHEAR_MAX)
+    track, pixels = [], _Pixels(p)
     for n in range(p.length + WARMUP_STEPS + 1):
         side = int(size.value * UPSAMPLING)
         if side < UPSAMPLING:
@@ -174,31 +175,34 @@ def gerd_motion(p, kind, stream):
         size.turn()  # kept: the wall acts a frame late on sizes
         size.value += size.speed
         stream.skip(2 * (published and p.scale == "changing"))
-        if n > 0 and stream.replay:
-            pixels.draw(first=n == 1)
-    x, y, sizes, angles, slants = zip(*track, strict=True)
-    slants = None if shear is None else np.array(slants)
-    poses = Poses(np.array(x, f32), np.array(y, f32), np.array(sizes), np.array(angles), slants)
+        if n > 0 and isinstance(stream, TorchStream):
+            pixels.draw(stream, first=n == 1)
+    xs, ys, sizes, angles, slants = (np.array(column) for column in zip(*track, strict=True))
+    poses = Poses(xs.astype(f32), ys.astype(f32), sizes, angles, None if shear is None else slants)
     return Drawn(poses, pixels.integrators, np.array(pixels.kept) if pixels.kept else None)
+
+
+Axes = tuple[_Axis, _Axis | None, _Axis | None, tuple[np.float32, np.float32], list[float]]
 
 
 class _Pixels:
     """What GERD draws for every pixel between two frames: which events survive, and once the start values."""
 
-    def __init__(self, p, stream):
-        self.stream, self.n, self.density = stream, p.resolution[0] * p.resolution[1], p.event_density
-        self.kept, self.integrators = [], None
+    def __init__(self, p: RenderParameters) -> None:
+        self.n, self.density = p.resolution[0] * p.resolution[1], p.event_density
+        self.kept: list[np.ndarray] = []
+        self.integrators: np.ndarray | None = None
 
-    def draw(self, first):
+    def draw(self, stream: TorchStream, first: bool) -> None:
         if self.density < 1:
-            self.kept.append(self.stream.uniforms(self.n) < f32(self.density))
+            self.kept.append(stream.uniforms(self.n) < f32(self.density))
         else:
-            self.stream.skip(self.n)
+            stream.skip(self.n)
         if first:
-            self.integrators = self.stream.uniforms(self.n) * f32(0.9) + f32(-0.45)
+            self.integrators = stream.uniforms(self.n) * f32(0.9) + f32(-0.45)
 
 
-def _jittered(shear, stream):
+def _jittered(shear: float, stream: OwnStream | TorchStream) -> tuple[float, float]:
     """GERD's shear in degrees along both axes in one frame; none at exactly 0."""
     if shear == 0:
         return 0.0, 0.0
@@ -209,18 +213,16 @@ def _jittered(shear, stream):
     )
 
 
-def _border(size, published):
+def _border(size: float, published: bool) -> float:
     return UPSAMPLING * (BORDER + (size // 2 if published else size / 2))
 
 
-def _gerd_axes(p, stream, published):
-    """Size, rotation and shear before the first frame and the speeds (x, y), size, rotation, shear, in
-    GERD's order of drawing; rotation and shear are None where their start is drawn after the position."""
-    signs = [[0.0, 0.0], 0.0, 0.0, 0.0]
-    if p.translate:
-        signs[0] = [stream.sign(), stream.sign()]
-    for i, is_wanted in enumerate((p.scale == "changing", p.rotate, p.shear), start=1):
-        signs[i] = stream.lone_sign() if is_wanted else 0.0
+def _gerd_axes(p: RenderParameters, stream: OwnStream | TorchStream, published: bool) -> Axes:
+    """Size, rotation and shear before the first frame, the velocity, and the speeds of the three, in GERD's
+    order of drawing; rotation and shear are None where their start is drawn after the position."""
+    ways = [stream.sign(), stream.sign()] if p.translate else [0.0, 0.0]
+    changes = p.scale == "changing", p.rotate, p.shear
+    signs = [stream.lone_sign() if changed else 0.0 for changed in changes]
     low, high = (float(int(f32(min(p.resolution)) * f32(part))) for part in SIZE_RANGE)
     start = p.scale
     if isinstance(start, str):
@@ -229,24 +231,24 @@ def _gerd_axes(p, stream, published):
         stream.skip(1)  # a speed that nobody uses
     v = p.velocity
     units = (1.0, 0.05 * UPSAMPLING, 0.05, 0.1) if published else (float(UPSAMPLING), 1.0, 1.0, 1.0)
-    speed = [[f32(s) * f32(v) * f32(units[0]) for s in signs[0]]]
-    speed += [s * float(f32(v)) * u for s, u in zip(signs[1:], units[1:], strict=True)]
-    size = _Axis(float(start), speed[1], low, high)  # kept: the walls also hold sizes that do not change
+    velocity = f32(ways[0]) * f32(v) * f32(units[0]), f32(ways[1]) * f32(v) * f32(units[0])
+    speed = [s * float(f32(v)) * u for s, u in zip(signs, units[1:], strict=True)]
+    size = _Axis(float(start), speed[0], low, high)  # kept: the walls also hold sizes that do not change
     turn = None if p.rotate else _Axis(OFF_START if published else 0.0, 0.0)
     shear = (
         _Axis(OFF_START, min(OFF_START, 0.1 * v), -SHEAR_MAX, SHEAR_MAX)
         if published and not p.shear
         else None
     )
-    return size, turn, shear, speed
+    return size, turn, shear, velocity, speed
 
 
-def _slack(p):
+def _slack(p: RenderParameters) -> float:
     """How much longer than its size a true shape may get by rotation and shear."""
     return (2**0.5 if p.rotate else 1.0) * (1 + np.tan(np.deg2rad(SHEAR_MAX)) if p.shear else 1.0)
 
 
-def pixels_needed(p):
+def pixels_needed(p: RenderParameters) -> float:
     """Pixels a side that a field must have for shapes of parameters p to fit, borders included."""
     if p.generator == "clean":
         return 1.0 if isinstance(p.scale, str) else p.scale * _slack(p)
@@ -255,7 +257,7 @@ def pixels_needed(p):
     return p.scale + 2 * BORDER
 
 
-def clean_motion(p, kind, stream):
+def clean_motion(p: RenderParameters, kind: str, stream: OwnStream | TorchStream) -> Drawn:
     """Poses of one true shape, in pixels.
 
     Its centroid moves by `velocity` pixels a frame along each axis and turns round where the outline would
@@ -291,7 +293,7 @@ def clean_motion(p, kind, stream):
     return Drawn(poses._replace(x=paths[0], y=paths[1]))
 
 
-def _extents(kind, poses):
+def _extents(kind: str, poses: Poses) -> np.ndarray:
     forward = TruePictures.forward(poses)
     if kind == "circle":
         far = np.linalg.norm(forward, axis=2) * (poses.size / 2)[:, None]
@@ -300,7 +302,7 @@ def _extents(kind, poses):
     return np.stack([-corners.min(1), corners.max(1)], -1)
 
 
-def _bounce(start, speed, reach, extent):
+def _bounce(start: float, speed: float, reach: np.ndarray, extent: int) -> np.ndarray:
     """Positions (n,) along one axis.  start: part of the free way; reach (n, 2): outline before and after
     the centroid."""
     low, high = reach[:, 0], extent - reach[:, 1]
@@ -313,7 +315,8 @@ def _bounce(start, speed, reach, extent):
             f"a shape of {reach.sum(1).max():.1f} pixels has {np.min(high - low):.2f} pixels to move in, in "
             f"{extent}, less than its {abs(speed):g} a frame: expected a smaller size or velocity"
         )
-    place, path = low[0] + start * (high[0] - low[0]), []
+    place = low[0] + start * (high[0] - low[0])
+    path: list[float] = []
     for first, last in zip(low, high, strict=True):
         place += speed if path else 0.0
         if place < first or place > last:

@@ -8,11 +8,12 @@ value. The values come from `TruePictures`, here, the covered area of the true s
 `gerd_pictures.GerdPictures`.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 f32 = np.float32
+Span = tuple[np.ndarray, np.ndarray]  # first columns and those after the last, (n, rows) each
 
 
 class Poses(NamedTuple):
@@ -37,7 +38,18 @@ class Outline(NamedTuple):
     slack: np.ndarray
 
 
-def row_spans(pictures, rows):
+class Pictures(Protocol):
+    """One shape in every frame: `TruePictures`, `GerdPictures`."""
+
+    affine: np.ndarray  # (n, 2, 2)
+    shift: np.ndarray  # (n, 2)
+    outline: Outline
+    box: tuple[int, int, int, int]  # first and last row, first and last column that it can reach, half open
+
+    def values(self, frame: np.ndarray, k: np.ndarray, l: np.ndarray) -> np.ndarray: ...
+
+
+def row_spans(pictures: Pictures, rows: np.ndarray) -> tuple[Span, Span]:
     """Columns that each row of pixels can see: (low, high) of the outer and of the inner outline, (n, rows)
     each, half open.  Outside the outer span the value is 0, inside the inner span 1; what lies between must
     be evaluated."""
@@ -57,7 +69,7 @@ def row_spans(pictures, rows):
     return outer, inner
 
 
-def _circle_span(start, step, radius):
+def _circle_span(start: np.ndarray, step: np.ndarray, radius: np.ndarray) -> Span:
     a = (step**2).sum(1)[:, None]
     b = (start * step[:, :, None]).sum(1)
     c = (start**2).sum(1) - np.where(radius > 0, radius, 0)[:, None] ** 2
@@ -67,7 +79,7 @@ def _circle_span(start, step, radius):
     return _half_open((-b - half) / a, (-b + half) / a, hit)
 
 
-def _polygon_span(along, level, offset):
+def _polygon_span(along: np.ndarray, level: np.ndarray, offset: np.ndarray) -> Span:
     low, high = np.full(level[:, 0].shape, -1e9), np.full(level[:, 0].shape, 1e9)
     for p in range(along.shape[1]):
         gap, slope = offset[:, p, None] - level[:, p], along[:, p, None]
@@ -81,14 +93,14 @@ def _polygon_span(along, level, offset):
     return _half_open(low, high, high > low)
 
 
-def _half_open(low, high, hit):
+def _half_open(low: np.ndarray, high: np.ndarray, hit: np.ndarray) -> Span:
     """Whole columns in [low, high]; an empty span keeps its place, so that the next frame's is near."""
     first = np.ceil(np.clip(low, -1e6, 1e6)).astype(np.int32)
     last = np.floor(np.clip(high, -1e6, 1e6)).astype(np.int32) + 1
     return first, np.where(hit, np.maximum(last, first), first)
 
 
-def _rotation(angle):
+def _rotation(angle: np.ndarray) -> np.ndarray:
     turn = np.deg2rad(angle)
     cos, sin = np.cos(turn), np.sin(turn)
     return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
@@ -101,7 +113,7 @@ class TruePictures:
     circle: diameter = size.  square: side = size.  triangle: base = height = size, placed by its centroid.
     poses: pixels; the centroid is at (x, y), pixel k covers [k, k + 1)."""
 
-    def __init__(self, kind, poses, resolution):
+    def __init__(self, kind: str, poses: Poses, resolution: tuple[int, int]) -> None:
         size = np.asarray(poses.size, float)
         forward = self.forward(poses)  # shape's axes (u along the columns, v along the rows) to (x, y)
         self.affine = np.linalg.inv(forward)
@@ -121,7 +133,7 @@ class TruePictures:
         self.box = (0, resolution[0], 0, resolution[1])
 
     @staticmethod
-    def forward(poses):
+    def forward(poses: Poses) -> np.ndarray:
         """(n, 2, 2) linear map from the shape's axes (u, v) to (x, y) of the image."""
         turn = _rotation(poses.angle)
         if poses.shear is None:
@@ -132,7 +144,7 @@ class TruePictures:
         shear[:, 0, 1], shear[:, 1, 0] = slant[:, 0], slant[:, 1]
         return shear @ turn
 
-    def values(self, frame, k, l):
+    def values(self, frame: np.ndarray, k: np.ndarray, l: np.ndarray) -> np.ndarray:
         """Covered part of pixel (k, l) in each frame: three (N,) integer arrays to (N,) float32 in [0, 1]."""
         here = np.stack([k, l], -1)[:, None, :]
         point = (self.affine[frame] * here).sum(2) + self.shift[frame]
@@ -147,7 +159,7 @@ class TruePictures:
         return np.clip(depth + 0.5, 0, 1).astype(f32)
 
 
-def unit_corners(kind):
+def unit_corners(kind: str) -> np.ndarray:
     """Corners of a square or triangle of size 1 around its centroid, counter-clockwise, (P, 2)."""
     if kind == "square":
         return np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])

@@ -8,20 +8,21 @@ them; FIDELITY 30-37.
 """
 
 import math
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 
 from nrf.gerd.masks import TriangleMasks, fma
-from nrf.gerd.outlines import Outline, f32
+from nrf.gerd.outlines import Outline, Poses, f32
 
 UPSAMPLING = 8  # cells per pixel and axis in GERD's drawings
+Size = tuple[np.ndarray | int, np.ndarray | int]  # rows and columns of a picture
 
 
 class GerdPictures:
     """GERD's pictures of one shape, value by value.  poses: centre in cells (float32), size in pixels."""
 
-    def __init__(self, kind, poses, resolution):
+    def __init__(self, kind: str, poses: Poses, resolution: tuple[int, int]) -> None:
         self.kind, self.sheared = kind, poses.shear is not None
         self.side = np.array([int(s * UPSAMPLING) for s in poses.size])
         turned = [_turned(int(s), float(a)) for s, a in zip(self.side, poses.angle, strict=True)]
@@ -32,17 +33,17 @@ class GerdPictures:
         self.masks = TriangleMasks(self.side) if kind == "triangle" else None
         turn = self.turn * (self.side / 2)[:, None, None].astype(float)
         self.linear = turn
-        if self.sheared:
+        if poses.shear is not None:
             self.shear = _shear_matrices(poses.shear, 5 * self.turned_cols, 5 * self.turned_rows)
             scale = np.stack([5 * self.turned_cols, 5 * self.turned_rows], -1)[:, :, None] / 2
             self.linear = turn @ (self.shear * scale)  # centred sheared (column, row) to centred mask (u, v)
         self._crop(poses)
         self._place(poses, resolution)
 
-    def _crop(self, poses):
+    def _crop(self, poses: Poses) -> None:
         """Rows and columns of the sheared picture that GERD keeps: top, left, height, width, (n,) each."""
         count = len(self.side)
-        if not self.sheared:
+        if poses.shear is None:
             self.top = self.left = np.zeros(count, int)
             self.height, self.width = self.turned_rows, self.turned_cols
             return
@@ -57,19 +58,19 @@ class GerdPictures:
         self.height = np.where(straight, self.turned_rows, high_row - low_row)
         self.width = np.where(straight, self.turned_cols, high_col - low_col)
 
-    def _corners(self):
+    def _corners(self) -> np.ndarray | None:
         """Corners of the mask's shape in its centred axes, (n, P, 2); for a circle None."""
         half = self.side / 2
         if self.kind == "circle":
             return None
-        if self.kind == "square":
+        if self.masks is None:  # a square
             return half[:, None, None] * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
         base, apex = self.masks.base, self.masks.apex
         return np.stack(
             [np.stack([base, -half], -1), np.stack([apex, 0 * half], -1), np.stack([base, half], -1)], 1
         )
 
-    def _extreme(self, corners, axis, sign):
+    def _extreme(self, corners: np.ndarray | None, axis: int, sign: int) -> np.ndarray:
         """Index of the last non-zero row (axis 1) or column (axis 0) of the sheared picture towards `sign`,
         exact."""
         inverse = np.linalg.inv(self.linear)
@@ -109,12 +110,12 @@ class GerdPictures:
                 return found
         raise ArithmeticError(f"no edge of the {self.kind} found where its outline says it is")
 
-    def _any_on(self, frame, lines, across, axis):
+    def _any_on(self, frame: np.ndarray, lines: np.ndarray, across: np.ndarray, axis: int) -> np.ndarray:
         """Whether lines (n,) have a non-zero cell at across (n, W): bool (n,)."""
         rows, cols = (across, lines[:, None]) if axis == 0 else (lines[:, None], across)
         return (self._sheared(frame[:, None], rows, cols) != 0).any(1)
 
-    def _place(self, poses, resolution):
+    def _place(self, poses: Poses, resolution: tuple[int, int]) -> None:
         """Where the cropped picture lies in the field of cells, and the affine map that follows from it."""
         height, width = self.height, self.width
         corner_x = poses.x - f32(height / 2)
@@ -147,7 +148,7 @@ class GerdPictures:
             min(resolution[1], int((self.at_y + width).max()) // UPSAMPLING + 1),
         )
 
-    def _outline(self, reach):
+    def _outline(self, reach: np.ndarray) -> Outline:
         rounding = 0.5 * self.rotated
         half = (self.side / 2)[:, None]
         if self.kind == "circle":
@@ -156,7 +157,7 @@ class GerdPictures:
                 + 1.5 * rounding
             )
             return Outline(None, half, slack[:, None] + 0.3)
-        if self.kind == "square":
+        if self.masks is None:  # a square
             normals, extra = np.array([(1.0, 0), (-1, 0), (0, 1), (0, -1)]), 0.3
             offsets = np.repeat(half, 4, 1)
         else:
@@ -172,7 +173,7 @@ class GerdPictures:
         slack = (cells * reach[:, None]).sum(2) + 2 * rounding * np.abs(normals).sum(1) + extra
         return Outline(normals, offsets, slack)
 
-    def values(self, frame, k, l):
+    def values(self, frame: np.ndarray, k: np.ndarray, l: np.ndarray) -> np.ndarray:
         """Value of pixel (k, l) in each frame: three (N,) integer arrays to (N,) float32, equal to GERD's."""
         col, east, seen_x = self._taps(UPSAMPLING * k + 3 - self.at_x[frame], frame, 0)
         row, south, seen_y = self._taps(UPSAMPLING * l + 3 - self.at_y[frame], frame, 1)
@@ -180,18 +181,19 @@ class GerdPictures:
             frame, row[:, :, None, None], col[None, None]
         )  # (row of 2, tap, column of 2, tap, N)
         west, north = f32(1) - east, f32(1) - south
-        total = None
+        read = []
         for a in (0, 1):
             for b in (0, 1):
                 value = cells[b, 0, a, 0] * (west[a] * north[b])
                 value = fma(cells[b, 0, a, 1], east[a] * north[b], value)
                 value = fma(cells[b, 1, a, 0], west[a] * south[b], value)
                 value = fma(cells[b, 1, a, 1], east[a] * south[b], value)
-                value = np.where(seen_x[a] & seen_y[b], value, f32(0))
-                total = value if total is None else total + value
-        return total / f32(4)
+                read.append(np.where(seen_x[a] & seen_y[b], value, f32(0)))
+        return reduce(np.add, read) / f32(4)
 
-    def _taps(self, first, frame, axis):
+    def _taps(
+        self, first: np.ndarray, frame: np.ndarray, axis: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The two cells of a pixel along one axis: tap indices (2, 2, N), weight of the farther tap (2, N),
         in picture."""
         count, other = (self.height, self.width) if axis == 0 else (self.width, self.height)
@@ -206,11 +208,11 @@ class GerdPictures:
         tap = below.astype(np.int32)
         return np.stack([tap, tap + 1], 1), place - below, (index >= 0) & (index < count)
 
-    def _cropped(self, frame, row, col):
+    def _cropped(self, frame: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
         inside = (row >= 0) & (row < self.height[frame]) & (col >= 0) & (col < self.width[frame])
         return np.where(inside, self._sheared(frame, row + self.top[frame], col + self.left[frame]), f32(0))
 
-    def _sheared(self, frame, row, col):
+    def _sheared(self, frame: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
         """Cells of the sheared picture (five times as wide as the turned one), through both
         nearest-neighbour maps."""
         if self.sheared:
@@ -221,28 +223,28 @@ class GerdPictures:
             return np.where(inside, self._turned(frame, row, col), f32(0))
         return self._turned(frame, row, col)
 
-    def _turned(self, frame, row, col):
+    def _turned(self, frame: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
         side = self.side[frame]
         if self.rotated:
             size = (self.turned_rows[frame], self.turned_cols[frame])
             row, col = _nearest(row, col, self.turn[frame], size, (side, side))
         inside = (row >= 0) & (row < side) & (col >= 0) & (col < side)
-        if self.kind == "square":
-            return inside.astype(f32)
         if self.kind == "circle":
-            return (inside & ((2 * row - side + 1) ** 2 + (2 * col - side + 1) ** 2 < side * side)).astype(
-                f32
-            )
+            inside &= (2 * row - side + 1) ** 2 + (2 * col - side + 1) ** 2 < side * side
+        if self.masks is None:
+            return inside.astype(f32)
         return np.where(inside, self.masks.values(frame, row, col), f32(0))
 
 
-def _reach(across, along, depth):
+def _reach(across: np.ndarray, along: np.ndarray, depth: float) -> np.ndarray:
     """How far across the axis an edge goes before it is `depth` deep."""
     share = np.minimum(1, depth / np.maximum(np.abs(along), 1e-9))
     return np.abs(across) * share
 
 
-def _nearest(row, col, matrix, size_out, size_in):
+def _nearest(
+    row: np.ndarray, col: np.ndarray, matrix: np.ndarray, size_out: Size, size_in: Size
+) -> tuple[np.ndarray, np.ndarray]:
     """Nearest source cell of an affine sampling, rounded as torch rounds it.  matrix (..., 2, 2) float32,
     scaled."""
     x = (col - (size_out[1] - 1) / 2).astype(f32)
@@ -255,7 +257,7 @@ def _nearest(row, col, matrix, size_out, size_in):
 
 
 @lru_cache(maxsize=512)
-def _turned(side, angle):
+def _turned(side: int, angle: float) -> tuple[int, int, np.ndarray]:
     """Rows, columns and scaled matrix (2, 2) of a picture of side x side cells turned by `angle` degrees,
     uncropped."""
     turn = math.radians(-angle)
@@ -270,7 +272,7 @@ def _turned(side, angle):
     return int(rows), int(cols), theta / half
 
 
-def _shear_matrices(shear, cols, rows):
+def _shear_matrices(shear: np.ndarray, cols: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """(n, 2, 2) float32 matrices of a shear by (x, y) degrees, scaled to grids of rows x cols."""
     sx, sy = np.deg2rad(shear[:, 0]), np.deg2rad(shear[:, 1])
     a, b = np.cos(-sy) / np.cos(sy), -np.cos(-sy) * np.tan(sx) / np.cos(sy)

@@ -9,14 +9,15 @@ GERD, by running it; FIDELITY 30-38.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from nrf.gerd.motion import WARMUP_STEPS, OwnStream, TorchStream, clean_motion, gerd_motion, pixels_needed
-from nrf.gerd.outlines import TruePictures, f32, row_spans
-from nrf.gerd.pictures import GerdPictures
+from nrf.gerd.outlines import Pictures, TruePictures, f32, row_spans
+from nrf.gerd.pictures import UPSAMPLING, GerdPictures
 
 SHAPES = ("circle", "square", "triangle")
 GENERATORS = ("published", "gerd-0.5.1", "clean")
@@ -52,7 +53,7 @@ class RenderParameters:
     event_density: float = 1.0
     bg_density: float = 0.001
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         height, width = self.resolution
         wanted = (
             (
@@ -98,7 +99,9 @@ class Rendered(NamedTuple):
     shape: tuple[int, int, int, int]
 
 
-def render(parameters, seed, background=None):
+def render(
+    parameters: RenderParameters, seed: int | Sequence[int], background: np.ndarray | None = None
+) -> Rendered:
     """A recording with random numbers of its own: equal parameters and seed give an equal recording anywhere.
 
     seed: int or sequence of ints.  background: (n, 4) integer events of a recording to lay under it.
@@ -118,7 +121,7 @@ def render(parameters, seed, background=None):
     return _recording(parameters, cells, labels)
 
 
-def replay(parameters, seed):
+def replay(parameters: RenderParameters, seed: int) -> tuple[Rendered, np.ndarray]:
     """The recording that GERD renders after `torch.manual_seed(seed)` on a CPU, and torch's generator state
     afterwards: uint8 (5056,), equal to `torch.get_rng_state()`.  Generators "published" and "gerd-0.5.1";
     ValueError for "clean", and for a seed that torch does not take.
@@ -136,7 +139,7 @@ def replay(parameters, seed):
     return _recording(parameters, cells, labels), stream.state()
 
 
-def _recording(p, cells, labels):
+def _recording(p: RenderParameters, cells: list[np.ndarray], labels: list[np.ndarray]) -> Rendered:
     shape = (p.length, 2, *p.resolution)
     linear = np.sort(np.concatenate(cells), kind="stable")  # runs already sorted
     linear = linear[np.append(True, linear[1:] != linear[:-1])] if len(linear) else linear
@@ -144,21 +147,25 @@ def _recording(p, cells, labels):
     return Rendered(events, np.stack(labels, 1), shape)
 
 
-def _render_shape(p, kind, stream):
+def _render_shape(
+    p: RenderParameters, kind: str, stream: OwnStream | TorchStream
+) -> tuple[np.ndarray, np.ndarray]:
     """Linear indices of one shape's events in (T, 2, H, W) and its labels (T, 2)."""
     if p.generator == "clean":
         drawn = clean_motion(p, kind, stream)
-        pictures, cell = TruePictures(kind, drawn.poses, p.resolution), f32(1)
+        pictures: Pictures = TruePictures(kind, drawn.poses, p.resolution)
     else:
         drawn = gerd_motion(p, kind, stream)
-        pictures, cell = GerdPictures(kind, drawn.poses, p.resolution), f32(8)
+        pictures = GerdPictures(kind, drawn.poses, p.resolution)
+    cell = f32(1 if p.generator == "clean" else UPSAMPLING)
     width = p.resolution[1]
     values, rows, cols = _changing(pictures, len(drawn.poses.x))
     pixels = rows * width + cols
-    if drawn.integrators is None:
-        start = stream.generator.uniform(-START_RANGE, START_RANGE, len(pixels)).astype(f32)
-    else:
+    if drawn.integrators is not None:
         start = drawn.integrators[pixels]
+    else:
+        assert isinstance(stream, OwnStream)  # a replay draws them with the motion
+        start = stream.generator.uniform(-START_RANGE, START_RANGE, len(pixels)).astype(f32)
     fired, near = _integrate(values, start)
     if near.any():
         frames = np.arange(len(values))
@@ -169,11 +176,11 @@ def _render_shape(p, kind, stream):
         fired[:, :, near] = _integrate(np.stack(exact, 1), start[near])[0]
     step, polarity, which = np.unravel_index(np.flatnonzero(fired), fired.shape)
     if p.event_density < 1:
-        kept = (
-            drawn.kept[step, pixels[which]]
-            if stream.replay
-            else stream.generator.random((len(values) - 1, len(pixels)))[step, which] < p.event_density
-        )
+        if drawn.kept is not None:
+            kept = drawn.kept[step, pixels[which]]
+        else:
+            assert isinstance(stream, OwnStream)
+            kept = stream.generator.random((len(values) - 1, len(pixels)))[step, which] < p.event_density
         step, polarity, which = step[kept], polarity[kept], which[kept]
     recorded = step >= WARMUP_STEPS
     frame = step[recorded] - WARMUP_STEPS
@@ -182,7 +189,7 @@ def _render_shape(p, kind, stream):
     return linear, labels
 
 
-def _changing(pictures, count):
+def _changing(pictures: Pictures, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every pixel whose value ever changes: values (frames, A) float32, rows (A,), columns (A,)."""
     first_row, last_row, first_col, last_col = pictures.box
     rows = np.arange(first_row, last_row)
@@ -215,14 +222,14 @@ def _changing(pictures, count):
     return values, rows_in + first_row, place
 
 
-def _moved(low, high):
+def _moved(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Spans (2, n - 1, rows) of all pixels that enter or leave [low, high) from one frame to the next, and
     some more."""
     edges = np.stack([low, high])
     return np.minimum(edges[:, 1:], edges[:, :-1]), np.maximum(edges[:, 1:], edges[:, :-1])
 
 
-def _expand(low, high):
+def _expand(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every (frame, row, column) of half-open spans of columns (2, frames, rows), as three index arrays."""
     length = np.maximum(high - low, 0)
     _, frame, row = length.nonzero()
@@ -231,7 +238,7 @@ def _expand(low, high):
     return np.repeat(frame, length), np.repeat(row, length), np.repeat(low, length) + inside
 
 
-def _integrate(values, start):
+def _integrate(values: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Integrate and fire: values (n, A) and start (A,) float32 to events (n - 1, 2, A) bool and, per pixel,
     whether an integrator ever came so close to the threshold that a last bit could decide."""
     v = start.copy()
@@ -249,7 +256,7 @@ def _integrate(values, start):
     return fired, near
 
 
-def _noise(generator, cells, density):
+def _noise(generator: np.random.Generator, cells: int, density: float) -> np.ndarray:
     """Indices below `cells` that fire with probability `density` each, sorted: the gaps between them are
     geometric."""
     if density <= 0:
@@ -263,7 +270,7 @@ def _noise(generator, cells, density):
     return at[: np.searchsorted(at, cells)]
 
 
-def _torch_noise(stream, p):
+def _torch_noise(stream: TorchStream, p: RenderParameters) -> np.ndarray:
     """The same field as torch draws it: one float32 uniform per cell."""
     cells, found = p.length * 2 * p.resolution[0] * p.resolution[1], []
     for start in range(0, cells, 1 << 20):
@@ -272,7 +279,7 @@ def _torch_noise(stream, p):
     return np.concatenate(found)
 
 
-def _background(events, p):
+def _background(events: np.ndarray, p: RenderParameters) -> np.ndarray:
     """Linear indices of a background recording's first frames, refused where it does not cover the field."""
     events = np.asarray(events)
     shape = (p.length, 2, *p.resolution)

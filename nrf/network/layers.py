@@ -4,9 +4,9 @@ Frames are (T, K, B, C, H, W), K temporal channels, or (T, 1, B, C, H, W) where 
 parameter names are the published ones.  Source: paper, Fig. 2 and Methods; FIDELITY 5-6.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,13 @@ from nrf.config import table
 from nrf.fast.bands import band_rows, by_bands, join, split
 from nrf.fast.convolution import METHODS, convolve, spectral_is_faster
 from nrf.fast.pooling import average_pool, is_one_pass
-from nrf.network.neurons import DT_S, kind, respond
+from nrf.network.field_weights import FieldWeights
+from nrf.network.neurons import DT_S, State, kind, respond
 
 SKIP_WEIGHT = 0.9
 APART = 2**25  # cells of frames from which each channel runs on its own: of fewer that costs time
+Pool = Callable[[Tensor], Tensor]
+Pooled = tuple[Tensor, State | None, Tensor]  # responses, state, activities: see `Neurons.respond`
 table("convolution", METHODS)
 
 
@@ -31,7 +34,12 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
     frames that stand for `channels` identical channels count that often.  FIDELITY 6.
     """
 
-    def forward(self, frames, channels=1):
+    running_mean: Tensor  # all are there: torch's own types leave them out on request
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def forward(self, frames: Tensor, channels: int = 1) -> Tensor:
         per_channel = (-1, 1, 1)
         if not self.training:
             scale = (self.running_var + self.eps).rsqrt() * self.weight
@@ -49,7 +57,7 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
         normalised = (frames - mean) * (variance + self.eps).rsqrt()
         return normalised * self.weight.view(per_channel) + self.bias.view(per_channel)
 
-    def _update(self, running, per_call, repeats):
+    def _update(self, running: Tensor, per_call: Tensor, repeats: int) -> None:
         per_call = per_call.repeat_interleave(repeats, 0)
         weights = (1 - self.momentum) ** torch.arange(
             len(per_call), -1, -1, device=running.device, dtype=running.dtype
@@ -65,23 +73,25 @@ class SpatialRF(nn.Module):
 
     def __init__(
         self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        batch_normalization=False,
-        convolution="auto",
-        events=False,
-    ):
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        batch_normalization: bool = False,
+        convolution: str = "auto",
+        events: bool = False,
+    ) -> None:
         super().__init__()
         self.convolve = partial(convolve, method=convolution, events=events and not batch_normalization)
         self.convolution = convolution
-        self.spatial = nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", bias=False)
+        self.spatial: nn.Conv2d | FieldWeights = nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding="same", bias=False
+        )
         self.norm = StepwiseBatchNorm2d(in_channels) if batch_normalization else None
 
-    def normalise(self, frames, channels=1):
+    def normalise(self, frames: Tensor, channels: int = 1) -> Tensor:
         return frames if self.norm is None else self.norm(frames, channels)
 
-    def forward(self, frames, channels=1):
+    def forward(self, frames: Tensor, channels: int = 1) -> Tensor:
         frames = self.normalise(frames, channels)
         current = self.convolve(frames.flatten(0, 2), self.spatial.weight)
         return current.unflatten(0, frames.shape[:3])
@@ -90,14 +100,14 @@ class SpatialRF(nn.Module):
 class TemporalRF(nn.Module):
     """Neurons of one time constant (`tau_mem_inv`, Hz, trainable; none for "ann") over currents (T, ...)."""
 
-    def __init__(self, net, rate_hz, backend="auto"):
+    def __init__(self, net: str, rate_hz: Tensor, backend: str = "auto") -> None:
         super().__init__()
         self.net, self.backend = net, backend
         self.neuron = kind(net, backend)
         if self.neuron.has_tau:
             self.tau_mem_inv = nn.Parameter(rate_hz)
 
-    def forward(self, current, state=None):
+    def forward(self, current: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         rate_hz = self.tau_mem_inv if self.neuron.has_tau else None
         out, state = respond(self.net, current, rate_hz, state, backend=self.backend)
         return F.relu(out) if self.neuron.rectified else out, state
@@ -109,17 +119,19 @@ class SpatioTemporalRF(nn.Module):
     recompute: large frames are taken by bands, and computed again in the backward pass.
     """
 
-    def __init__(self, spatial, temporal, skip_connection=False, recompute=False):
+    def __init__(
+        self, spatial: SpatialRF, temporal: TemporalRF, skip_connection: bool = False, recompute: bool = False
+    ) -> None:
         super().__init__()
         self.skip_weight = nn.Parameter(torch.full((1,), SKIP_WEIGHT))
         self.spatial, self.temporal = spatial, temporal
         self.skip_connection, self.recompute = skip_connection, recompute
 
-    def trained_beside_filters(self):
+    def trained_beside_filters(self) -> list[nn.Parameter]:
         """Parameters of the neurons and, where there is one, the skip connection."""
         return [*self.temporal.parameters(), *([self.skip_weight] if self.skip_connection else [])]
 
-    def forward(self, frames, state=None):
+    def forward(self, frames: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """(T, B, C, H, W) and a state to (T, B, N, H // 2, W // 2) and a state."""
         out, state, _ = layer_response([self], average_pool(frames)[:, None], state)
         return out[:, 0], state
@@ -135,7 +147,7 @@ class Neurons(NamedTuple):
     skips: Tensor | None  # (K,) weights of the current, added to the outputs
 
     @classmethod
-    def of(cls, layers: Sequence[SpatioTemporalRF]):
+    def of(cls, layers: Sequence[SpatioTemporalRF]) -> "Neurons":
         temporal, rates, skips = layers[0].temporal, None, None
         if temporal.neuron.has_tau:
             rates = torch.stack([layer.temporal.tau_mem_inv for layer in layers])
@@ -143,7 +155,7 @@ class Neurons(NamedTuple):
             skips = torch.cat([layer.skip_weight for layer in layers])
         return cls(temporal.net, temporal.backend, len(layers), rates, skips)
 
-    def respond(self, current: Tensor, state: Any, pool):
+    def respond(self, current: Tensor, state: State | None, pool: Pool | None) -> Pooled:
         """Pooled responses (T, K, B, N, h, w) to currents (T, K or 1, B, N, H, W), the state, and each
         channel's mean response (K,) if it spikes, else 0."""
         neuron = kind(self.net, self.backend)
@@ -163,7 +175,13 @@ class Neurons(NamedTuple):
         return pool(out) if pool else out, state, activity
 
 
-def layer_response(layers: Sequence[SpatioTemporalRF], frames, state=None, pool=None, channels=None):
+def layer_response(
+    layers: Sequence[SpatioTemporalRF],
+    frames: Tensor,
+    state: State | None = None,
+    pool: Pool | None = None,
+    channels: int | None = None,
+) -> Pooled:
     """K layers that share one SpatialRF, at once: what `Neurons.respond` returns.
 
     frames: (T, K, B, C, H, W), or (T, 1, ...).  pool: what follows the neurons.  channels: how many channels
@@ -172,7 +190,9 @@ def layer_response(layers: Sequence[SpatioTemporalRF], frames, state=None, pool=
     spatial, weight = layers[0].spatial, layers[0].spatial.spatial.weight
     frames = spatial.normalise(frames, channels or len(layers))  # T K|1 B C H W
 
-    def response(layers, convolution, frames, state):
+    def response(
+        layers: Sequence[SpatioTemporalRF], convolution: Callable, frames: Tensor, state: State | None
+    ) -> Pooled:
         current = convolution(frames.flatten(0, 2), weight).unflatten(0, frames.shape[:3])  # T K|1 B N H W
         return Neurons.of(layers).respond(current, state, pool)  # T K B N h w
 
@@ -184,6 +204,6 @@ def layer_response(layers: Sequence[SpatioTemporalRF], frames, state=None, pool=
             banded = partial(response, layers, partial(spatial.convolve, padded=True))
             return by_bands(banded, frames, state, weight.shape[-1] // 2, rows, trained)
     if frames.shape[1] > 1 and frames.numel() >= APART:  # so the backward pass frees one after the other
-        channels = zip(layers, frames.split(1, 1), split(state, len(layers)), strict=True)
-        return join([response([layer], spatial.convolve, part, before) for layer, part, before in channels])
+        apart = zip(layers, frames.split(1, 1), split(state, len(layers)), strict=True)
+        return join([response([layer], spatial.convolve, part, before) for layer, part, before in apart])
     return response(layers, spatial.convolve, frames, state)

@@ -12,6 +12,7 @@ time.  Module and parameter names are the published ones.
 Source: paper, Fig. 2 and Methods; FIDELITY 1-6, 13, 14.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from nrf.network.layers import (
     TemporalRF,
     layer_response,
 )
-from nrf.network.neurons import kind
+from nrf.network.neurons import State, kind
 from nrf.theory.receptive_fields import (
     FAMILIES,
     KERNEL_SIZES,
@@ -61,17 +62,26 @@ class Response(NamedTuple):
 class SpatioTemporalChannel(nn.Module):
     """The three layers of one temporal channel, and max-pooling."""
 
-    def __init__(self, layers):
+    spatiotemporal: Any  # a ModuleList of SpatioTemporalRFs; torch's type does not say of what
+
+    def __init__(self, layers: Iterable[SpatioTemporalRF]) -> None:
         super().__init__()
         self.spatiotemporal = nn.ModuleList(layers)
 
-    def forward(self, frames, states=(None, None, None)):
+    def forward(
+        self, frames: Tensor, states: Sequence[State | None] = (None, None, None)
+    ) -> tuple[Tensor, tuple[State | None, ...], Tensor]:
         """(T, B, C, H, W) and a state per layer to (T, B, N, H // 16, W // 16), states, activity (1,)."""
         out, states, activity = channels_response([self], average_pool(frames), states)
         return out[:, 0], states, activity
 
 
-def channels_response(channels, frames, states, count=None):
+def channels_response(
+    channels: Sequence[SpatioTemporalChannel],
+    frames: Tensor,
+    states: Sequence[State | None],
+    count: int | None = None,
+) -> tuple[Tensor, tuple[State | None, ...], Tensor]:
     """K channels that share their SpatialRFs, at once, on pooled frames (T, B, C, h, w).
 
     Returns (T, K, B, N, h // 8, w // 8), a state per layer, and each channel's activity (K,).  count: how
@@ -90,7 +100,10 @@ def channels_response(channels, frames, states, count=None):
 class SpatioTemporalModel(nn.Module):
     """All temporal channels, their mean, and the read-out.  See the module's docstring."""
 
-    def __init__(self, config: Config):
+    channels: Any  # a ModuleList of SpatioTemporalChannels
+    classifier: Any  # a Sequential of transposed convolution, TemporalRF and dropout
+
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.neuron = config, kind(config.net)
         rates = temporal_rates_hz(config.n_temporal_scales, config.init_scheme_temporal)
@@ -110,18 +123,18 @@ class SpatioTemporalModel(nn.Module):
         )
         self._tie_time_constants()
 
-    def fields(self, scale=0):
+    def fields(self, scale: int = 0) -> Tensor:
         """The receptive fields that the first channel of a spatial scale starts as: rows of a bank."""
         return field_rows(self.config, scale)
 
-    def groups(self):
+    def groups(self) -> list[list[int]]:
         """Indices of channels that share spatial weights and so run together."""
         n, stride = len(self.channels), len(self.channels) // self.config.n_temporal_scales
         if not self.config.weight_sharing:
             return [[k] for k in range(n)]
         return [list(range(scale, n, stride)) for scale in range(stride)]
 
-    def forward(self, frames, state: NetworkState | None = None) -> Response:
+    def forward(self, frames: Tensor, state: NetworkState | None = None) -> Response:
         """Heat maps of frames (T, B, C, H, W), any dtype, from a state, at rest if None.
 
         ValueError where a side is below 16 pixels, or C is not the configured number of channels.
@@ -150,19 +163,19 @@ class SpatioTemporalModel(nn.Module):
         heatmaps, classifier = neuron(read, state and state.classifier)  # T B N H/16+4 W/16+4
         return Response(dropout(heatmaps), NetworkState(tuple(after), classifier), activities)
 
-    def compile_normalisation(self):
+    def compile_normalisation(self) -> None:
         """Let torch.compile fuse batch normalisation, some ten passes over every layer's frames, into three:
         the one part left that is neither a scan, a convolution nor a pooling."""
         for module in self.modules():
             if isinstance(module, StepwiseBatchNorm2d):
                 module.compile()
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpatioTemporalModel":
         super()._apply(fn, recurse)
         self._tie_time_constants()
         return self
 
-    def _tie_time_constants(self):
+    def _tie_time_constants(self) -> None:
         """Time constants of one temporal scale that are parameters of their own are one memory cell (kept:
         FIDELITY 14), also after a move to another device or dtype."""
         if not self.neuron.has_tau:
@@ -174,7 +187,7 @@ class SpatioTemporalModel(nn.Module):
                 field.temporal.tau_mem_inv.data = fields[0].temporal.tau_mem_inv.data
 
 
-def field_rows(config, scale):
+def field_rows(config: Config, scale: int) -> Tensor:
     """The fields of a channel; those of one spatial scale alone with separate spatial channels."""
     rows = spatial_parameters(
         config.n_spatial_scales,
@@ -186,7 +199,7 @@ def field_rows(config, scale):
     return rows[rows[:, 0] == 2.0**scale] if config.separate_spatial_channels else rows
 
 
-def spatial_layers(config, scale):
+def spatial_layers(config: Config, scale: int) -> list[SpatialRF]:
     """The three SpatialRFs of a channel."""
     rows = field_rows(config, scale)
     widths = (config.in_channels, len(rows), len(rows), config.n_classes)
@@ -210,7 +223,9 @@ def spatial_layers(config, scale):
     return layers
 
 
-def spatiotemporal_channel(config, spatial, rate_hz):
+def spatiotemporal_channel(
+    config: Config, spatial: Sequence[SpatialRF], rate_hz: Tensor
+) -> SpatioTemporalChannel:
     """One channel of the time constant 1 / rate_hz; its layers share one TemporalRF with weight sharing."""
     temporals = [TemporalRF(config.net, rate_hz.clone(), config.temporal_backend) for _ in KERNEL_SIZES]
     if config.weight_sharing:

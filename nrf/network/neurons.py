@@ -40,6 +40,7 @@ with warnings.catch_warnings():  # Norse 1.1.0 still compiles with torch.jit, wh
 DT_S = 1e-3  # one time step in seconds
 V_TH = 0.1  # firing threshold of the paper's LIF neurons
 ALPHA = 10.0  # steepness of the surrogate gradient (FIDELITY 5)
+State = tuple[Tensor, ...]  # a NamedTuple of the variables
 BACKENDS = table("temporal_backend", ("auto", "fused", "loop", "norse"))
 
 
@@ -69,7 +70,7 @@ class Neuron(NamedTuple):
     norse: tuple[Callable, Callable] | None = None
 
 
-def kind(net: str, backend="auto") -> Neuron:
+def kind(net: str, backend: str = "auto") -> Neuron:
     """The row of this name.  ValueError, with those that exist, for another name or backend."""
     neuron = pick("net", net)
     check("temporal_backend", backend)
@@ -80,7 +81,14 @@ def kind(net: str, backend="auto") -> Neuron:
     return neuron
 
 
-def respond(net: str, current: Tensor, rate_hz=None, state=None, dt=DT_S, backend="auto"):
+def respond(
+    net: str,
+    current: Tensor,
+    rate_hz: Tensor | None = None,
+    state: State | None = None,
+    dt: float = DT_S,
+    backend: str = "auto",
+) -> tuple[Tensor, State | None]:
     """Outputs (T, *step), not rectified, and the last state of neurons under `current` (T, ...).
 
     net: a key of `NEURONS`.  rate_hz: 1 / tau, broadcast with a step: where it is larger (rates (K, 1, 1)
@@ -94,7 +102,9 @@ def respond(net: str, current: Tensor, rate_hz=None, state=None, dt=DT_S, backen
     return run(neuron, current, None if rate_hz is None else dt * rate_hz, state, backend)
 
 
-def run(neuron: Neuron, current: Tensor, decay: Tensor | None, state=None, backend="auto"):
+def run(
+    neuron: Neuron, current: Tensor, decay: Tensor | None, state: State | None = None, backend: str = "auto"
+) -> tuple[Tensor, State | None]:
     """`respond` of a row, with decay = dt * rate_hz."""
     state = full_state(neuron, current, decay, state)
     if backend == "loop" or neuron.scan is None:
@@ -102,7 +112,9 @@ def run(neuron: Neuron, current: Tensor, decay: Tensor | None, state=None, backe
     return neuron.scan(current, decay, state)
 
 
-def loop(step, current, decay, state):
+def loop(
+    step: Callable, current: Tensor, decay: Tensor | None, state: State | None
+) -> tuple[Tensor, State | None]:
     """The readable way: one step after the other."""
     outputs = []
     for x in current:
@@ -111,18 +123,24 @@ def loop(step, current, decay, state):
     return torch.stack(outputs), state
 
 
-def full_state(neuron, current, decay, state):
+def full_state(neuron: Neuron, current: Tensor, decay: Tensor | None, state: State | None) -> State | None:
     """The state before the first step, of a step's shape and the dtype of the scan: float32 at least."""
     if neuron.state is None:
         return None
     shape, dtype = current.shape[1:], current.dtype
     if decay is not None:
         shape, dtype = torch.broadcast_shapes(shape, decay.shape), torch.promote_types(dtype, decay.dtype)
-    state = [current.new_zeros(())] * len(neuron.state._fields) if state is None else state
-    return neuron.state(*(variable.to(dtype).expand(shape) for variable in state))
+    variables = [current.new_zeros(())] * len(neuron.state._fields) if state is None else state
+    return neuron.state(*(variable.to(dtype).expand(shape) for variable in variables))
 
 
-def leaky_integrate(current, p: LIBoxParameters, state: LIBoxState | None = None, dt=DT_S, backend="auto"):
+def leaky_integrate(
+    current: Tensor,
+    p: LIBoxParameters,
+    state: LIBoxState | None = None,
+    dt: float = DT_S,
+    backend: str = "auto",
+) -> tuple[Tensor, LIBoxState]:
     """`respond("li", ...)` with Norse's parameters: voltages and their last.
 
     Source: Norse's `li_box_feed_forward_step`.
@@ -131,8 +149,12 @@ def leaky_integrate(current, p: LIBoxParameters, state: LIBoxState | None = None
 
 
 def leaky_integrate_and_fire(
-    current, p: LIFBoxParameters, state: LIFBoxFeedForwardState | None = None, dt=DT_S, backend="auto"
-):
+    current: Tensor,
+    p: LIFBoxParameters,
+    state: LIFBoxFeedForwardState | None = None,
+    dt: float = DT_S,
+    backend: str = "auto",
+) -> tuple[Tensor, LIFBoxFeedForwardState]:
     """`respond("lif", ...)` with Norse's parameters: spikes (0 or 1, dtype of the voltages), the last state.
 
     Fires strictly above p.v_th, then resets by value to 0, the gradient flowing through the spike.  Backward
@@ -143,9 +165,11 @@ def leaky_integrate_and_fire(
     return _with_parameters(lif(p.v_th, p.alpha), current, p, state, dt, backend)
 
 
-def _with_parameters(neuron, current, p, state, dt, backend):
+def _with_parameters(
+    neuron: Neuron, current: Tensor, p: Any, state: State | None, dt: float, backend: str
+) -> tuple[Tensor, Any]:
     check("temporal_backend", backend)
-    if backend == "norse":
+    if backend == "norse" and neuron.norse:
         return _walk(neuron, neuron.norse[0], current, p, state, dt)
     for name in ("v_leak", "v_reset"):
         if float(getattr(p, name, 0.0)) != 0.0:
@@ -153,7 +177,9 @@ def _with_parameters(neuron, current, p, state, dt, backend):
     return run(neuron, current, dt * p.tau_mem_inv, state, backend)
 
 
-def _walk(neuron, cell, current, p, state, dt):
+def _walk(
+    neuron: Neuron, cell: Callable, current: Tensor, p: Any, state: State | None, dt: float
+) -> tuple[Tensor, State | None]:
     state = full_state(neuron, current, getattr(p, "tau_mem_inv", None), state)
     return loop(lambda x, state, p: cell(x, state, p, dt), current, p, state)
 
@@ -161,31 +187,33 @@ def _walk(neuron, cell, current, p, state, dt):
 # --- the equations ---
 
 
-def li_step(x, state, decay):
+def li_step(x: Tensor, state: LIBoxState, decay: Tensor) -> tuple[Tensor, LIBoxState]:
     v = state.v + decay * (x - state.v)
     return v, LIBoxState(v)
 
 
-def lif_step(v_th, alpha, x, state, decay):
+def lif_step(
+    v_th: float, alpha: float, x: Tensor, state: LIFBoxFeedForwardState, decay: Tensor
+) -> tuple[Tensor, LIFBoxFeedForwardState]:
     u = state.v + decay * (x - state.v)
     z = super_spike(u - v_th, alpha)
     return z, LIFBoxFeedForwardState((1 - z) * u)
 
 
-def super_spike(distance, alpha):
+def super_spike(distance: Tensor, alpha: float) -> Tensor:
     """1 where the distance from the threshold is positive, else 0; backward the SuperSpike of alpha."""
     return _SuperSpike.apply(distance, alpha)
 
 
 class _SuperSpike(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, distance, alpha):
+    def forward(ctx: Any, distance: Tensor, alpha: float) -> Tensor:
         ctx.save_for_backward(distance)
         ctx.alpha = alpha
         return (distance > 0).to(distance.dtype)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (distance,) = ctx.saved_tensors
         return grad / (ctx.alpha * distance.abs() + 1) ** 2, None
 
@@ -193,29 +221,41 @@ class _SuperSpike(torch.autograd.Function):
 # --- the same sooner ---
 
 
-def _li_scan(current, decay, state):
+def _li_scan(current: Tensor, decay: Tensor, state: LIBoxState) -> tuple[Tensor, LIBoxState]:
     voltages = integrate(current, decay, state.v)
     return voltages, LIBoxState(voltages[-1])
 
 
-def _lif_scan(v_th, alpha, current, decay, state):
+def _lif_scan(
+    v_th: float, alpha: float, current: Tensor, decay: Tensor, state: LIFBoxFeedForwardState
+) -> tuple[Tensor, LIFBoxFeedForwardState]:
     spikes, v = integrate_and_fire(current, decay, state.v, v_th, alpha)
     return spikes, LIFBoxFeedForwardState(v)
 
 
-def _pooled(net, state_type, v_th, alpha, K, current, decay, state, skips):
-    v0 = None if state is None else state.v.to(decay.dtype)
+def _pooled(
+    net: str,
+    state_type: type | None,
+    v_th: float,
+    alpha: float,
+    K: int,
+    current: Tensor,
+    decay: Tensor | None,
+    state: Any,
+    skips: Tensor | None,
+) -> tuple[Tensor, State | None, Tensor]:
+    v0 = None if state is None or decay is None else state.v.to(decay.dtype)
     out, v, activity = pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha)
-    return out, None if v is None else state_type(v), activity
+    return out, None if v is None or state_type is None else state_type(v), activity
 
 
 # --- the table ---
 
 
-def lif(v_th, alpha) -> Neuron:
+def lif(v_th: float, alpha: float) -> Neuron:
     """The row of LIF neurons of this threshold and steepness of the surrogate gradient."""
 
-    def parameters(tau_mem_inv):
+    def parameters(tau_mem_inv: Tensor) -> LIFBoxParameters:
         return LIFBoxParameters(tau_mem_inv, v_th=torch.as_tensor(v_th), alpha=torch.as_tensor(alpha))
 
     return Neuron(
