@@ -1,4 +1,7 @@
-"""Receptive fields and fused neurons in a network of your own: in which direction do bars of events move?"""
+"""Receptive fields and fused neurons in a network of your own: in which direction do bars of events move?
+
+python3 -m examples.own_network    # in a clone; anywhere else, with nrf installed, python3 own_network.py
+"""
 
 import torch
 from torch import nn

@@ -82,7 +82,8 @@ class CommandLine(jsonargparse.ArgumentParser):
             )
         if unknown := re.match(r"[Uu]nrecognized arguments: (\S+)", text):
             near = difflib.get_close_matches(unknown[1].split("=")[0], self._option_string_actions, 1)
-            text = f"unknown flag {unknown[1]}; " + (f"did you mean {near[0]}?" if near else "see --help")
+            what = "unknown flag" if unknown[1].startswith("-") else "one argument too many:"
+            text = f"{what} {unknown[1]}; " + (f"did you mean {near[0]}?" if near else "see --help")
         text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
         print(f"{self.prog}: {printable(text)}", file=sys.stderr)
         raise SystemExit(2)

@@ -54,7 +54,10 @@ def convert_tonic(name: str, folder: Path, view: View) -> Converted:
         raise DataError(f"{name}: needs tonic: pip install tonic") from None
     if not hasattr(datasets, dataset):
         raise DataError(f"{name}: tonic has no such data set")
-    data = getattr(datasets, dataset)(save_to=save_to or "data")
+    try:
+        data = getattr(datasets, dataset)(save_to=save_to or "data")
+    except (OSError, RuntimeError) as error:  # of its download, or of an archive that came damaged
+        raise DataError(f"{name}: tonic cannot fetch it: {error}") from None
     width, height, *_ = data.sensor_size
     view = view._replace(sensor=view.sensor or (height, width))
     samples = (stretches(name, view, _events(data[i][0])) for i in range(len(data)))

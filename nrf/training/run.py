@@ -124,6 +124,6 @@ def summarise(trainer, log_root):
         last = Path(trainer.checkpoint_callback.dirpath) / "last.ckpt"
         best = last if last.is_file() else ""
     print(
-        f"{error} after {trainer.current_epoch} epochs; checkpoint: {printable(best or 'none')}; "
-        f"look: tensorboard --logdir {printable(log_root)}"
+        f"{error} after {trainer.current_epoch} epochs; checkpoint: {printable(best or 'none')}"
+        + (f"; look: tensorboard --logdir {printable(log_root)}" if not trainer.logger.silent else "")
     )

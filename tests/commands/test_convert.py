@@ -121,6 +121,13 @@ def test_tonics_data_sets(tmp_path, monkeypatch, capsys):
     first = first[first[:, 0] < first[0, 0] + 128_000]
     cells = {((t - first[0, 0]) // 1000, p, y, x) for t, x, y, p in first.tolist()}
     assert recording.events.tolist() == [list(cell) for cell in sorted(cells)]
+
+    def offline(save_to):
+        raise OSError("Name or service not known")
+
+    tonic.Gestures = offline
+    assert main(["convert", "tonic:Gestures", str(tmp_path / "other")]) == 1
+    assert "tonic:Gestures: tonic cannot fetch it: Name or service" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "tonic.datasets", None)
     assert main(["convert", "tonic:Gestures", str(tmp_path / "other")]) == 1
     assert "pip install tonic" in capsys.readouterr().err

@@ -145,6 +145,7 @@ def test_refuses_foreign_recordings(tmp_path, capsys):
         ("1 out --shapes star", "invalid choice"),
         ("1 out --seed -1", "expected one argument|expected a whole number >= 0"),
         ("1 out --unknown", "unknown flag --unknown"),
+        ("1 out more", "one argument too many: more; see --help"),
         ("1 out --scales 0.5", "expected at least 1 pixel"),
         ("1 out --scales 20 20", "two conditions would share this name"),
         ("1 out --resolution 40 40 --scales 80", "expected at least 80 pixels a side"),

@@ -126,8 +126,11 @@ def test_further_loggers_and_callbacks_come_beside_ours(data, tmp_path):
     assert any("EarlyStopping" in name for name in kept) and "Published" in kept
 
 
-def test_without_a_logger_the_run_is_kept_all_the_same(data, tmp_path):
+def test_without_a_logger_the_run_is_kept_all_the_same(data, tmp_path, capsys):
     assert train(data, tmp_path, "--logger=false") == 0
+    out = capsys.readouterr().out
+    assert "checkpoint: /" in out
+    assert "tensorboard" not in out
     (version,) = tmp_path.glob("*/version_0")
     assert (version / "run.json").is_file() and (version / "checkpoints/last.ckpt").is_file()
     assert not list(version.glob("events.*"))
