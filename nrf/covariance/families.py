@@ -7,7 +7,10 @@ least squares; the distance is relative, sqrt(1 - cosine^2): 0 is a member, 1 ha
 import math
 
 import torch
+from torch import Tensor
 
+from nrf.covariance.space import Row
+from nrf.network.model import SpatioTemporalModel
 from nrf.theory.affine_gaussian import affine_kernels, field_from_axes
 from nrf.theory.receptive_fields import DERIVATIVES, SIGMA_RANGE
 
@@ -16,7 +19,7 @@ GRID = 8, 12  # deviations along each axis and angles that the search starts fro
 SEARCH_STEPS = 24  # of the search; the last are below a hundredth of its first
 
 
-def nearest_members(kernels):
+def nearest_members(kernels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Relative distances (n,) of kernels (n, size, size), and their nearest members: sigma_u, sigma_v in
     pixels, phi in radians (n, 3) and the place of the order in `DERIVATIVES` (n,).  NaN for kernels of zeros.
 
@@ -48,14 +51,14 @@ def nearest_members(kernels):
     return torch.where(unit.isfinite().all(1), distance, math.nan), parameters, order
 
 
-def _members(parameters, size):
+def _members(parameters: Tensor, size: int) -> Tensor:
     """Members of the family of norm 1, (n, orders, size^2), at ln sigma_u, ln sigma_v, phi (n, 3)."""
     fields = field_from_axes(parameters[:, 0].exp(), parameters[:, 1].exp(), parameters[:, 2])
     kernels = affine_kernels(fields, DERIVATIVES, size).flatten(2)
     return kernels / kernels.norm(dim=2, keepdim=True)
 
 
-def sample(weight):
+def sample(weight: Tensor) -> Tensor:
     """Up to `SAMPLE` kernels (n, size, size) of a convolution's weight, evenly, the same in every network."""
     kernels = weight.detach().flatten(0, 1)
     if len(kernels) <= SAMPLE:
@@ -64,7 +67,7 @@ def sample(weight):
     return kernels[drawn[:SAMPLE].sort().values]
 
 
-def kernel_rows(network, start):
+def kernel_rows(network: SpatioTemporalModel, start: SpatioTemporalModel) -> list[Row]:
     """Rows {layer, kernels, measured, median, low, high, at_start} of a network's first channel: medians and
     10 and 90 % quantiles of the distances, and the median of the network `start` as it was before
     training."""
@@ -90,7 +93,7 @@ def kernel_rows(network, start):
     return rows
 
 
-def time_rows(network):
+def time_rows(network: SpatioTemporalModel) -> list[Row]:
     """Rows {layer, tau_ms, ratio, distance}: time constants of the channels, short to long, the ratio of the
     logarithmic distribution that fits best, and the root mean square of ln tau around it.  Nothing for
     ReLU."""

@@ -12,6 +12,9 @@ covariance.csv and pictures to the folder, and prints the tables.  A minute on o
 import csv
 import math
 import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +25,7 @@ from nrf.covariance.space import (
     MEASURED_FAMILIES,
     MEASURED_ORDERS,
     SHAPES,
+    Row,
     Shape,
     blobs,
     discretisation_rows,
@@ -36,20 +40,22 @@ from nrf.covariance.space import (
 )
 from nrf.covariance.time import firing_rows, galilean_rows, joint_rows, linear_rows, speed_rows
 from nrf.pictures.plots import kernel_bank
-from nrf.pictures.theory import commuting_diagram, error_curves
+from nrf.pictures.theory import Lines, Panels, commuting_diagram, error_curves
 from nrf.system.files import whole_file
 from nrf.system.markdown import markdown_table
 from nrf.theory.affine_gaussian import mapped
 from nrf.theory.receptive_fields import KERNEL_SIZES, spatial_kernels, spatial_parameters
+from nrf.training.checkpoints import Trained
 from nrf.training.module import ShapesModel
 
+Parts = Mapping[str, Sequence[Row]]  # what was measured, by name
 NAMES = ["{}{}".format(*order) for order in MEASURED_ORDERS]
 
 
 # --- tables ---
 
 
-def percent(values):
+def percent(values: Iterable[float]) -> list[str]:
     """The median and the largest, in percent, to three digits."""
     values = [value for value in values if not math.isnan(value)]
     return (
@@ -57,15 +63,15 @@ def percent(values):
     )
 
 
-def picked(rows, **wanted):
+def picked(rows: Sequence[Row], **wanted: object) -> list[Row]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def column(rows, key="error"):
+def column(rows: Sequence[Row], key: str = "error") -> list:
     return [row[key] for row in rows]
 
 
-def space_table(rows, families):
+def space_table(rows: Sequence[Row], families: Sequence[str]) -> str:
     header = ["size", "order", "held"]
     for family in families:
         header += [family, "largest", "up to gain"]
@@ -82,7 +88,14 @@ def space_table(rows, families):
     return markdown_table(header, lines)
 
 
-def pivot(rows, line_keys, column_key, value="error", columns=None, largest=0):
+def pivot(
+    rows: Sequence[Row],
+    line_keys: Sequence[str],
+    column_key: str,
+    value: str = "error",
+    columns: Sequence | None = None,
+    largest: int = 0,
+) -> str:
     """A table of medians, or largest values, in percent: a line per values of `line_keys`, a column per value
     of `column_key`."""
     columns = columns or list(dict.fromkeys(column(rows, column_key)))
@@ -94,7 +107,7 @@ def pivot(rows, line_keys, column_key, value="error", columns=None, largest=0):
     return markdown_table([*line_keys, *(f"{c:.3g}" if isinstance(c, float) else c for c in columns)], lines)
 
 
-def promises(space, time):
+def promises(space: Sequence[Row], time: Sequence[Row]) -> list[tuple]:
     """What the exact family promises, lines (what, wanted, exact, published, published up to the best gain,
     reached); errors in %."""
     held = [row for row in space if row["holds"]]
@@ -113,11 +126,11 @@ def promises(space, time):
         max(row["true_error"] for row in picked(time, step=step, input="pieces"))
         for step in ("exact", "euler")
     )
-    found = f"{100 * exact:.2g}", f"{100 * euler:.3g}", None
-    return [*lines, ("largest over time", "below 0.1", *found, "yes" if exact < 1e-3 else "no")]
+    reached = f"{100 * exact:.2g}", f"{100 * euler:.3g}", None
+    return [*lines, ("largest over time", "below 0.1", *reached, "yes" if exact < 1e-3 else "no")]
 
 
-def space_sections(parts):
+def space_sections(parts: Parts) -> list[tuple[str, str]]:
     """(title, Markdown) of what was measured over space."""
     space = parts["space"]
     needed = [row | {"value": float(row["value"])} for row in space if row["size"] == "needed"]
@@ -156,7 +169,7 @@ def space_sections(parts):
     ]
 
 
-def time_sections(parts):
+def time_sections(parts: Parts) -> list[tuple[str, str]]:
     """(title, Markdown) of what was measured over time, and over space and time at once."""
     time = parts["time"]
     firing = [
@@ -190,7 +203,7 @@ def time_sections(parts):
     ]
 
 
-def checkpoint_sections(parts):
+def checkpoint_sections(parts: Parts) -> list[tuple[str, str]]:
     """(title, Markdown) of how far training has left the theory."""
     kernels = [
         (row["layer"], row["kernels"], row["measured"])
@@ -216,7 +229,7 @@ def checkpoint_sections(parts):
     ]
 
 
-def report(parts):
+def report(parts: Parts) -> str:
     """The Markdown of all parts {name: rows}."""
     header = ["", "promised", "exact", "published", "up to gain", "reached"]
     promised = markdown_table(header, promises(parts["space"], parts["time"]))
@@ -226,7 +239,7 @@ def report(parts):
     return "\n\n".join(f"## {title}\n\n{text}" for title, text in sections)
 
 
-def write_csv(parts, path):
+def write_csv(parts: Parts, path: Path) -> None:
     """All rows of all parts, one line each; a column is empty where a part has none of it."""
     keys = list(dict.fromkeys(key for rows in parts.values() for row in rows for key in row))
     with whole_file(path) as partial, partial.open("w", newline="") as file:
@@ -239,7 +252,7 @@ def write_csv(parts, path):
 # --- pictures ---
 
 
-def diagram(path):
+def diagram(path: Path) -> None:
     """The commuting diagram of a triangle turned by 40 degrees and made 1.5 times larger, order (1, 1)."""
     shape, matrix = (
         Shape("triangle", 18.0, torch.eye(2, dtype=torch.float64)),
@@ -268,14 +281,15 @@ def diagram(path):
         commuting_diagram(rows, partial, title)
 
 
-def pictures(parts, out):
+def pictures(parts: Parts, out: Path) -> None:
     diagram(out / "diagram.png")
     for family in ("exact", "published"):
-        rows = spatial_parameters(family=family)
-        kernels = spatial_kernels(rows, KERNEL_SIZES[0], family)
+        fields = spatial_parameters(family=family)
+        kernels = spatial_kernels(fields, KERNEL_SIZES[0], family)
         with whole_file(out / f"bank-{family}.png") as partial:
-            kernel_bank(kernels.numpy(), rows.numpy(), partial)
-    panels = {}
+            kernel_bank(kernels.numpy(), fields.numpy(), partial)
+    panels: dict[str, tuple[str, Lines]] = {}
+    lines: Lines
     for order in ("00", "10", "11"):
         rows = picked(parts["discretisations"], order=order)
         lines = {
@@ -304,12 +318,12 @@ def pictures(parts, out):
     _curves(panels, out / "time.png", "error against continuous truth", {0.001: "0.1 %"})
 
 
-def _curves(panels, path, *look):
+def _curves(panels: Panels, path: Path, *look: Any) -> None:
     with whole_file(path) as partial:
         error_curves(panels, partial, *look)
 
 
-def measure(trained=None):
+def measure(trained: Trained | None = None) -> dict[str, list[Row]]:
     """All rows, {part: rows}."""
     eye = torch.eye(2, dtype=torch.float64)
     parts = {

@@ -11,14 +11,18 @@ they are.  Source: paper, Results and Methods (covariance properties).
 
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nrf.gerd.outlines import Poses, TruePictures
 from nrf.theory.affine_gaussian import (
     AffineField,
+    Orders,
     affine_gaussian,
     affine_kernels,
     field_from_axes,
@@ -41,7 +45,14 @@ SHAPES = ("circle", "square", "triangle")
 DEVIATIONS = tuple(2 ** (k / 2) for k in range(-3, 5))  # pixels, of what discretisations are compared by
 MEASURED_DISCRETISATIONS = ("exact", "integrated", "sampled", "analogue")
 BLOBS_PX = 1.5, 4.0  # deviations of what fields of the network's kernels answer
+Row = dict[str, Any]  # of a table, by column
 PLACES = 11  # along each axis, where responses are compared
+
+
+class Image(Protocol):
+    """Values (...) at points (..., 2): a function of the plane."""
+
+    def __call__(self, points: Tensor, /) -> Tensor: ...
 
 
 class Blobs(NamedTuple):
@@ -51,11 +62,11 @@ class Blobs(NamedTuple):
     covariances: torch.Tensor
     integrals: torch.Tensor
 
-    def __call__(self, points):
+    def __call__(self, points: Tensor) -> Tensor:
         """Values (...) at points (..., 2)."""
         return self.response(points, None, ((0, 0),))[..., 0]
 
-    def mapped(self, matrix):
+    def mapped(self, matrix: Tensor) -> "Blobs":
         """f(A^-1 x)."""
         return Blobs(
             self.centres @ matrix.T,
@@ -63,9 +74,9 @@ class Blobs(NamedTuple):
             self.integrals * abs(torch.linalg.det(matrix)),
         )
 
-    def response(self, points, field, orders):
+    def response(self, points: Tensor, field: AffineField | None, orders: Orders) -> Tensor:
         """What a field answers truly, (..., len(orders)): derivatives of wider Gaussians."""
-        total = 0.0
+        total = points.new_zeros(())
         for centre, covariance, integral in zip(*self, strict=True):
             wider = (
                 AffineField(covariance, torch.eye(2, dtype=covariance.dtype))
@@ -76,50 +87,41 @@ class Blobs(NamedTuple):
         return total.view(*points.shape[:-1], len(orders))
 
 
-class MappedPictures(TruePictures):
-    """A GERD shape around the pixel at 0 under any linear map (2, 2), not only those of a pose."""
-
-    def __init__(self, kind, size, matrix):
-        self.matrix = np.asarray(matrix)[None]
-        pose = Poses(*(np.array([value]) for value in (0.5, 0.5, size, 0.0)), None)
-        super().__init__(kind, pose, (1, 1))
-
-    def forward(self, poses):
-        return self.matrix
-
-
 class Shape(NamedTuple):
-    """A GERD shape under a linear map: how much of the pixel around a point it covers."""
+    """A GERD shape around the pixel at 0, under any linear map: how much of the pixel around a point it
+    covers."""
 
     kind: str
     size: float
     matrix: torch.Tensor
 
-    def __call__(self, points):
+    def __call__(self, points: Tensor) -> Tensor:
         where = points.reshape(-1, 2).numpy()
-        pictures = MappedPictures(self.kind, self.size, self.matrix)
+        middle = np.array([0.5])
+        pose = Poses(middle, middle, np.array([self.size]), np.zeros(1), None)
+        pictures = TruePictures(self.kind, pose, (1, 1), self.matrix.numpy()[None])
         values = pictures.values(np.zeros(len(where), int), *where.T)
         return torch.from_numpy(values).double().view(points.shape[:-1])
 
-    def mapped(self, matrix):
+    def mapped(self, matrix: Tensor) -> "Shape":
         return self._replace(matrix=matrix @ self.matrix)
 
 
-def blobs():
+def blobs() -> Blobs:
     """Three Gaussians of deviations 2.5 to 3.5 pixels, one of them negative: the analytic image.
 
     Made half as large it still keeps all but 0.05 % of its spectrum's height below the grid's highest
     frequency, so that what is measured is the kernels, not the sampling of the image."""
-    tensor = dict(dtype=torch.float64)
-    axes = torch.tensor([[2.5, 2.5, 0.0], [3.5, 2.5, 0.7], [2.6, 3.2, -0.4]], **tensor)
+    tensor = partial(torch.tensor, dtype=torch.float64)
+    axes = tensor([[2.5, 2.5, 0.0], [3.5, 2.5, 0.7], [2.6, 3.2, -0.4]])
     return Blobs(
-        torch.tensor([[0.0, 0.0], [3.0, -2.0], [-2.5, 3.0]], **tensor),
+        tensor([[0.0, 0.0], [3.0, -2.0], [-2.5, 3.0]]),
         field_from_axes(*axes.T).covariance,
-        torch.tensor([1.0, 0.8, -0.9], **tensor),
+        tensor([1.0, 0.8, -0.9]),
     )
 
 
-def transformations(generator=None):
+def transformations(generator: torch.Generator | None = None) -> list[tuple[str, float, Tensor]]:
     """(kind, value, A) of every map tested: scalings, rotations, shears, and random maps whose singular
     values lie between 0.5 and 2."""
     eye = torch.eye(2, dtype=torch.float64)
@@ -136,12 +138,12 @@ def transformations(generator=None):
     return maps
 
 
-def rotation(angle_rad):
+def rotation(angle_rad: float) -> Tensor:
     one = torch.ones((), dtype=torch.float64)
     return field_from_axes(one, one, torch.as_tensor(angle_rad, dtype=torch.float64)).directions
 
 
-def kernels_of(family, field, orders, size):
+def kernels_of(family: str, field: AffineField, orders: Orders, size: int) -> Tensor:
     """Kernels (len(orders), size, size) of one field in pixels.  The published families derive along the
     carried directions, in their units of a kernel, times the geometric mean of the variances."""
     if family not in MEASURED_FAMILIES[1:]:
@@ -151,11 +153,11 @@ def kernels_of(family, field, orders, size):
     covariance = (field.covariance / unit**2).expand(n, 2, 2)
     gain = torch.linalg.det(covariance).sqrt()
     directions = [torch.atan2(d[1], d[0]).expand(n) for d in field.directions.unbind(-1)]
-    orders = torch.tensor(orders, dtype=gain.dtype).unbind(-1)
-    return difference_kernels(covariance, directions, gain, orders, size, family)
+    columns = torch.tensor(orders, dtype=gain.dtype).unbind(-1)
+    return difference_kernels(covariance, directions, gain, columns, size, family)
 
 
-def filtered(image, points, kernels):
+def filtered(image: Image, points: Tensor, kernels: Tensor) -> Tensor:
     """Responses (P, n) of kernels (n, size, size) at points (P, 2), any positions."""
     size = kernels.shape[-1]
     steps = torch.arange(size, dtype=points.dtype) - size // 2
@@ -163,19 +165,26 @@ def filtered(image, points, kernels):
     return image(points[:, None] - taps) @ kernels.flatten(1).T
 
 
-def support_of(field, order=2, epsilon=EPSILON):
+def support_of(field: AffineField, order: int = 2, epsilon: float = EPSILON) -> int:
     """The size that holds the field's derivatives up to this order, at least the smallest there is."""
     return max(kernel_support(field.covariance.diagonal().sqrt(), epsilon, order), KERNEL_SIZES[-1])
 
 
-def errors(actual, wanted):
+def errors(actual: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Relative l2 error of actual (P, n), and that up to the best gain, (n,) each."""
     norm = wanted.norm(dim=0)
     gain = (actual * wanted).sum(0) / actual.square().sum(0).clamp_min(1e-300)
     return (actual - wanted).norm(dim=0) / norm, (gain * actual - wanted).norm(dim=0) / norm
 
 
-def compare(image, field, matrix, families=MEASURED_FAMILIES, sizes=(0, *KERNEL_SIZES), reach=8.0):
+def compare(
+    image: Blobs | Shape,
+    field: AffineField,
+    matrix: Tensor,
+    families: Sequence[str] = MEASURED_FAMILIES,
+    sizes: Sequence[int] = (0, *KERNEL_SIZES),
+    reach: float = 8.0,
+) -> list[Row]:
     """Rows {family, size, order, sigma_px, holds, error, shape_error[, true_error]} of one map.
 
     sizes: of both kernels; 0 is what the wider of the two needs.  sigma_px: least deviation of the two
@@ -187,7 +196,9 @@ def compare(image, field, matrix, families=MEASURED_FAMILIES, sizes=(0, *KERNEL_
     there_points = here_points @ matrix.T
     sigma = min(torch.linalg.eigvalsh(f.covariance)[0].sqrt().item() for f in (field, there))
     needed = {order: max(support_of(f, sum(order)) for f in (field, there)) for order in MEASURED_ORDERS}
-    truth = image_there.response(there_points, there, MEASURED_ORDERS) if isinstance(image, Blobs) else None
+    truth = (
+        image_there.response(there_points, there, MEASURED_ORDERS) if isinstance(image_there, Blobs) else None
+    )
     rows = []
     for size in sizes:
         taken = size or max(needed.values())
@@ -217,7 +228,7 @@ def compare(image, field, matrix, families=MEASURED_FAMILIES, sizes=(0, *KERNEL_
     return rows
 
 
-def network_rows():
+def network_rows() -> list[Row]:
     """Rows {size, family, order, blob_px, true_error} of all exact fields of the paper's bank in the
     network's own kernels, on blobs of `BLOBS_PX`, against the truth."""
     eye, fields = torch.eye(2, dtype=torch.float64), spatial_parameters(family="exact")[:, :3].double()
@@ -230,11 +241,15 @@ def network_rows():
     return rows
 
 
-def field_of(*values):
+def field_of(*values: float) -> AffineField:
     return field_from_axes(*torch.tensor(values, dtype=torch.float64))
 
 
-def space_rows(images, families=MEASURED_FAMILIES, sizes=(0, *KERNEL_SIZES)):
+def space_rows(
+    images: Mapping[str, Blobs | Shape],
+    families: Sequence[str] = MEASURED_FAMILIES,
+    sizes: Sequence[int] = (0, *KERNEL_SIZES),
+) -> list[Row]:
     """Rows of `compare` for every image {name: image}, field and transformation."""
     rows = []
     for name, image in images.items():
@@ -245,7 +260,7 @@ def space_rows(images, families=MEASURED_FAMILIES, sizes=(0, *KERNEL_SIZES)):
     return rows
 
 
-def discretisation_rows():
+def discretisation_rows() -> list[Row]:
     """Rows {sigma_px, family, order, true_error} of round fields on a blob of 1.5 pixels, against the
     truth."""
     eye = torch.eye(2, dtype=torch.float64)

@@ -8,10 +8,22 @@ Times are in ms.  Source: paper, Results and Methods (temporal, joint and Galile
 """
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from nrf.covariance.space import MEASURED_ORDERS, blobs, errors, filtered, kernels_of, rotation, support_of
+from nrf.covariance.space import (
+    MEASURED_ORDERS,
+    Image,
+    Row,
+    blobs,
+    errors,
+    filtered,
+    kernels_of,
+    rotation,
+    support_of,
+)
 from nrf.gerd.render import RenderParameters, render
 from nrf.network.neurons import (
     ALPHA,
@@ -32,19 +44,20 @@ DURATION = 160  # ms, of the inputs at S = 1
 PIECE = 4  # ms that an input of pieces stays constant
 
 
-def pieces(t):
+def pieces(t: Tensor) -> Tensor:
     """An input that is constant for `PIECE` ms at a time, at times t."""
     heights = torch.rand(DURATION // PIECE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return heights[(t / PIECE).long().clamp(0, len(heights) - 1)] * (t < DURATION)
 
 
-def bumps(t):
+def bumps(t: Tensor) -> Tensor:
     """A smooth input, three Gaussians of 4 to 10 ms, at times t."""
     bump = ((20.0, 4.0, 1.0), (60.0, 10.0, 0.7), (105.0, 6.0, 1.3))
-    return sum(height * torch.exp(-(((t - mean) / sigma) ** 2) / 2) for mean, sigma, height in bump)
+    heights = (height * torch.exp(-(((t - mean) / sigma) ** 2) / 2) for mean, sigma, height in bump)
+    return sum(heights, torch.zeros_like(t))
 
 
-def response(signal, tau, step="exact", dt=1.0):
+def response(signal: Tensor, tau: Tensor, step: str = "exact", dt: float = 1.0) -> Tensor:
     """Outputs (T, ...) of a cascade of time constants tau (n,) to signal (T, ...).  step: of `RECURSIONS`."""
     if step == "exact":
         return integrate_cascade(signal, tau, dt)[0][..., -1]
@@ -53,13 +66,13 @@ def response(signal, tau, step="exact", dt=1.0):
     return signal
 
 
-def sampled(function, scale, dt=1.0):
+def sampled(function: Callable[[Tensor], Tensor], scale: float, dt: float = 1.0) -> Tensor:
     """The input, S = scale times slower, in the middle of each step: (T, 1)."""
     t = (torch.arange(round(DURATION * scale / dt), dtype=torch.float64) + 0.5) * dt
     return function(t / scale)[:, None]
 
 
-def linear_rows():
+def linear_rows() -> list[Row]:
     """Rows {neuron, input, scale, step, error, true_error} of leaky integrators and cascades."""
     neurons = {
         "leaky integrator": torch.tensor([10.0], dtype=torch.float64),
@@ -87,7 +100,7 @@ def linear_rows():
     return rows
 
 
-def spike_times(current, duration, tau, v_th=V_TH):
+def spike_times(current: float, duration: float, tau: float, v_th: float = V_TH) -> Tensor:
     """True spike times (n,) of a leaky integrate-and-fire neuron at rest that gets a constant current."""
     if current <= v_th:
         return torch.zeros(0, dtype=torch.float64)
@@ -95,7 +108,7 @@ def spike_times(current, duration, tau, v_th=V_TH):
     return interval * torch.arange(1, math.floor(duration / interval) + 1, dtype=torch.float64)
 
 
-def firing_rows(tau=20.0, trials=40):
+def firing_rows(tau: float = 20.0, trials: int = 40) -> list[Row]:
     """Rows {neuron, scale, step, rate_error, true_rate_error, late_ms} of spiking neurons in trials of a
     constant current each, 1.2 to 6 thresholds.
 
@@ -132,17 +145,17 @@ def firing_rows(tau=20.0, trials=40):
 # --- space and time ---
 
 
-def places(reach=6.0, n=5):
+def places(reach: float = 6.0, n: int = 5) -> Tensor:
     line = torch.linspace(-reach, reach, n, dtype=torch.float64)
     return torch.cartesian_prod(line, line) + 0.137
 
 
-def moving(image, velocity, t):
+def moving(image: Image, velocity: Tensor, t: Tensor) -> Image:
     """The image at time t, moved by velocity (2,) pixels a ms: a function of points."""
     return lambda points: image(points - velocity * t)
 
 
-def joint_rows(duration=40):
+def joint_rows(duration: int = 40) -> list[Row]:
     """Rows {map, scale, family, order, error}: space by A and time by S at once, of blobs that move, through
     a spatial kernel and a leaky integrator; the published family by its Euler step."""
     eye = torch.eye(2, dtype=torch.float64)
@@ -177,7 +190,7 @@ def joint_rows(duration=40):
     return rows
 
 
-def galilean_rows(tau=10.0, lags=120, time=30.0):
+def galilean_rows(tau: float = 10.0, lags: int = 120, time: float = 30.0) -> list[Row]:
     """Rows {velocity, fields, order, error}: an image that moves by u seen by fields that move along with u,
     and by fields that stand still as the network's do, against the still image seen by still fields.
 
@@ -188,17 +201,18 @@ def galilean_rows(tau=10.0, lags=120, time=30.0):
     ages = torch.arange(lags, dtype=torch.float64) + 0.5
     weights = decay * (1 - decay) ** torch.arange(lags, dtype=torch.float64)
 
-    def seen(velocity, field_velocity):
+    def seen(velocity: Tensor, field_velocity: Tensor) -> Tensor:
         """Responses at the places, which move by the image's velocity, (P, orders)."""
         shifts = ages[:, None] * field_velocity
         whole = shifts.round()
         few = field._replace(covariance=field.covariance.expand(lags, 2, 2), directions=field.directions)
         kernels = affine_kernels(few, MEASURED_ORDERS, size, offset=shifts - whole)
         points = places() + velocity * time
-        return sum(
+        seen_then = (
             weight * filtered(moving(image, slow + velocity, time - age), points - shift, kernel)
             for weight, age, shift, kernel in zip(weights, ages, whole, kernels, strict=True)
         )
+        return sum(seen_then, points.new_zeros(()))
 
     still = torch.zeros(2, dtype=torch.float64)
     wanted, rows = seen(still, still), []
@@ -213,7 +227,7 @@ def galilean_rows(tau=10.0, lags=120, time=30.0):
     return rows
 
 
-def speed_rows(slow=0.5, tau=20.0, frames=60):
+def speed_rows(slow: float = 0.5, tau: float = 20.0, frames: int = 60) -> list[Row]:
     """Rows {shape, step, order, error}: events of a GERD shape at velocity v through tau, against 2 v through
     tau / 2, where it is at the same place; an event is an impulse, so that rates double.
 
@@ -244,7 +258,7 @@ def speed_rows(slow=0.5, tau=20.0, frames=60):
     return rows
 
 
-def shape_currents(shape, velocity, frames, kernels):
+def shape_currents(shape: str, velocity: float, frames: int, kernels: Tensor) -> tuple[Tensor, Tensor]:
     """Events of polarity 1 of a moving shape through kernels (n, 1, s, s): (T, n, H, W), and its places (T,
     2)."""
     p = RenderParameters("clean", (64, 64), frames, (shape,), 18.0, velocity, bg_density=0.0)
@@ -255,7 +269,7 @@ def shape_currents(shape, velocity, frames, kernels):
     return currents, torch.from_numpy(recording.labels[:, 0]).double()
 
 
-def by_order(**columns):
+def by_order(**columns: Tensor) -> list[Row]:
     """A row for each of `MEASURED_ORDERS`, of columns (orders,)."""
     return [
         {"order": "{}{}".format(*order), **{name: values[i].item() for name, values in columns.items()}}

@@ -111,11 +111,16 @@ class TruePictures:
     says.
 
     circle: diameter = size.  square: side = size.  triangle: base = height = size, placed by its centroid.
-    poses: pixels; the centroid is at (x, y), pixel k covers [k, k + 1)."""
+    poses: pixels; the centroid is at (x, y), pixel k covers [k, k + 1).  forward: (n, 2, 2), another linear
+    map than that of the poses' angle and shear."""
 
-    def __init__(self, kind: str, poses: Poses, resolution: tuple[int, int]) -> None:
+    def __init__(
+        self, kind: str, poses: Poses, resolution: tuple[int, int], forward: np.ndarray | None = None
+    ) -> None:
         size = np.asarray(poses.size, float)
-        forward = self.forward(poses)  # shape's axes (u along the columns, v along the rows) to (x, y)
+        forward = (
+            self.forward(poses) if forward is None else forward
+        )  # shape's axes (u along the columns, v along the rows) to (x, y)
         self.affine = np.linalg.inv(forward)
         centre = np.stack([poses.x, poses.y], -1) - 0.5
         self.shift = -np.einsum("nij,nj->ni", self.affine, centre)

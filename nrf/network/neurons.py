@@ -193,21 +193,21 @@ def li_step(x: Tensor, state: LIBoxState, decay: Tensor) -> tuple[Tensor, LIBoxS
 
 
 def lif_step(
-    v_th: float, alpha: float, x: Tensor, state: LIFBoxFeedForwardState, decay: Tensor
+    v_th: float | Tensor, alpha: float | Tensor, x: Tensor, state: LIFBoxFeedForwardState, decay: Tensor
 ) -> tuple[Tensor, LIFBoxFeedForwardState]:
     u = state.v + decay * (x - state.v)
     z = super_spike(u - v_th, alpha)
     return z, LIFBoxFeedForwardState((1 - z) * u)
 
 
-def super_spike(distance: Tensor, alpha: float) -> Tensor:
+def super_spike(distance: Tensor, alpha: float | Tensor) -> Tensor:
     """1 where the distance from the threshold is positive, else 0; backward the SuperSpike of alpha."""
     return _SuperSpike.apply(distance, alpha)
 
 
 class _SuperSpike(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, distance: Tensor, alpha: float) -> Tensor:
+    def forward(ctx: Any, distance: Tensor, alpha: float | Tensor) -> Tensor:
         ctx.save_for_backward(distance)
         ctx.alpha = alpha
         return (distance > 0).to(distance.dtype)
@@ -227,7 +227,7 @@ def _li_scan(current: Tensor, decay: Tensor, state: LIBoxState) -> tuple[Tensor,
 
 
 def _lif_scan(
-    v_th: float, alpha: float, current: Tensor, decay: Tensor, state: LIFBoxFeedForwardState
+    v_th: float | Tensor, alpha: float | Tensor, current: Tensor, decay: Tensor, state: LIFBoxFeedForwardState
 ) -> tuple[Tensor, LIFBoxFeedForwardState]:
     spikes, v = integrate_and_fire(current, decay, state.v, v_th, alpha)
     return spikes, LIFBoxFeedForwardState(v)
@@ -236,8 +236,8 @@ def _lif_scan(
 def _pooled(
     net: str,
     state_type: type | None,
-    v_th: float,
-    alpha: float,
+    v_th: float | Tensor,
+    alpha: float | Tensor,
     K: int,
     current: Tensor,
     decay: Tensor | None,
@@ -252,7 +252,7 @@ def _pooled(
 # --- the table ---
 
 
-def lif(v_th: float, alpha: float) -> Neuron:
+def lif(v_th: float | Tensor, alpha: float | Tensor) -> Neuron:
     """The row of LIF neurons of this threshold and steepness of the surrogate gradient."""
 
     def parameters(tau_mem_inv: Tensor) -> LIFBoxParameters:

@@ -1,14 +1,25 @@
 """Learning curves of many runs in a grid of small panels: a PNG."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from nrf.pictures.plots import CYCLE
 
+Pairs = Sequence[tuple[Sequence[float], Sequence[float]]]  # (steps, errors in pixels), one per seed
 
-def curve_grid(panels, path, xlabel="training steps", ylabel="error in pixels"):
+
+def curve_grid(
+    panels: Mapping[str, Mapping[str, Mapping[str, Pairs]]],
+    path: str | Path,
+    xlabel: str = "training steps",
+    ylabel: str = "error in pixels",
+) -> None:
     """Errors over training steps, a PNG at `path`: a row per data set, a column per network, a colour per
     start.
 
@@ -41,7 +52,7 @@ def curve_grid(panels, path, xlabel="training steps", ylabel="error in pixels"):
     figure.savefig(path, format="png")
 
 
-def _curves(axes, pairs, colour):
+def _curves(axes: Axes, pairs: Pairs, colour: str) -> None:
     for steps, errors_px in pairs:
         axes.plot(steps, errors_px, color=colour, linewidth=0.8, alpha=0.5)
     if len({tuple(steps) for steps, _ in pairs}) == 1:

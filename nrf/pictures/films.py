@@ -7,11 +7,13 @@ field's size.
 import functools
 import importlib.util
 import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import imageio.v3 as imageio
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from nrf.pictures.plots import BLACK, BLUE, GREY, MARGIN, ORANGE, WHITE, font
@@ -22,6 +24,8 @@ OBJECTS = ("circle", "square", "triangle")  # names where there are three, in GE
 EVENT_COLOURS = np.array([WHITE, ORANGE, BLUE, GREY], np.uint8)  # by off + 2 * on
 SHADES = np.linspace(WHITE, (214, 165, 205), 12).round().astype(np.uint8)  # of heat maps, from none to most
 FINE = 2  # tracks are drawn so many times larger, then reduced: smooth lines
+Mark = Callable[[ImageDraw.ImageDraw, float, float], None]  # draws itself at x, y
+Entry = tuple[Sequence[Any], str]  # of a legend: marks or colours, and text
 FPS = (1, 50)  # browsers slow down delays of less than 20 ms
 
 
@@ -33,12 +37,28 @@ class Panel(NamedTuple):
     heatmaps: np.ndarray | None  # (T, N, h, w)
 
 
-def track_gif(path, frames, true_px, predicted_px, heatmaps=None, fps=20, trail=12, title=None):
+def track_gif(
+    path: str | Path,
+    frames: ArrayLike,
+    true_px: ArrayLike,
+    predicted_px: np.ndarray,
+    heatmaps: np.ndarray | None = None,
+    fps: int = 20,
+    trail: int = 12,
+    title: str | None = None,
+) -> None:
     """The film of a single network; see `film`."""
     film(path, frames, true_px, [Panel(title, predicted_px, heatmaps)], fps, trail)
 
 
-def film(path, frames, true_px, panels, fps=20, trail=12):
+def film(
+    path: str | Path,
+    frames: ArrayLike,
+    true_px: ArrayLike,
+    panels: Sequence[Panel],
+    fps: int = 20,
+    trail: int = 12,
+) -> None:
     """Events with true and predicted positions over time, a `Panel` for each network side by side: a GIF at
     `path` (.mp4 with imageio-ffmpeg).
 
@@ -56,18 +76,20 @@ def film(path, frames, true_px, panels, fps=20, trail=12):
         _check_track(frames, true_px, panel.predicted_px, panel.heatmaps)
     pictures = _pictures(frames, true_px, panels, trail)
     if Path(path).suffix == ".mp4":
-        with imageio.imopen(path, "w", plugin="FFMPEG") as mp4:
-            mp4.write(list(pictures), fps=fps, macro_block_size=2)
+        images = [np.asarray(picture) for picture in pictures]
+        imageio.imwrite(path, images, plugin="FFMPEG", fps=fps, macro_block_size=2)
     else:
         palette = _palette()
-        images = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in pictures)
-        next(images).save(path, save_all=True, append_images=images, duration=round(100 / fps) * 10, loop=0)
+        few = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
+        next(few).save(path, save_all=True, append_images=few, duration=round(100 / fps) * 10, loop=0)
 
 
-def _pictures(frames, true_px, panels, trail):
+def _pictures(
+    frames: np.ndarray, true_px: np.ndarray, panels: Sequence[Panel], trail: int
+) -> Iterator[Image.Image]:
     T, _, H, W = frames.shape
     zoom = max(1, round((480 if len(panels) == 1 else 288) / max(H, W)))
-    entries = _legend(true_px, any(panel.heatmaps is not None for panel in panels), frames.all(1).any())
+    entries = _legend(true_px, any(panel.heatmaps is not None for panel in panels), bool(frames.all(1).any()))
     stage, corners, y = _stage(W * zoom, H * zoom, [panel.title for panel in panels], entries)
     name = "error" if true_px.shape[1] == 1 else "mean error"
     small = font(16 * FINE)
@@ -87,7 +109,13 @@ def _pictures(frames, true_px, panels, trail):
         yield picture.reduce(FINE)
 
 
-def terminal_picture(frame, true_px, predicted_px, heatmap, size):
+def terminal_picture(
+    frame: np.ndarray,
+    true_px: np.ndarray,
+    predicted_px: np.ndarray,
+    heatmap: np.ndarray | None,
+    size: tuple[int, int],
+) -> str:
     """The field as text for a terminal of `size` (columns, lines) in 24-bit colours, two pixels a character.
 
     frame: (2, H, W) events.  true_px, predicted_px: (N, 2), black and coloured crosses (`INKS`), left out
@@ -110,17 +138,17 @@ def terminal_picture(frame, true_px, predicted_px, heatmap, size):
                 int(np.clip(x * n / N, 0, n - 1)) for x, n, N in zip(position, (h, w), (H, W), strict=True)
             )
             paper[max(i - 1, 0) : i + 2, j] = paper[i, max(j - 1, 0) : j + 2] = colour
-    lines = (
+    rows = (
         "".join(
             "\x1b[38;2;{};{};{};48;2;{};{};{}m\u2580".format(*above, *below)
             for above, below in zip(*pair, strict=True)
         )
         for pair in paper.reshape(h // 2, 2, w, 3)
     )
-    return "\x1b[0m\n".join(lines) + "\x1b[0m"
+    return "\x1b[0m\n".join(rows) + "\x1b[0m"
 
 
-def check_film(path, fps):
+def check_film(path: str | Path, fps: float) -> None:
     """ValueError for a film's name or rate that cannot be."""
     suffix = Path(path).suffix
     if suffix not in (".gif", ".mp4"):
@@ -131,7 +159,9 @@ def check_film(path, fps):
         raise ValueError(f"fps {fps}: expected {FPS[0]} to {FPS[1]}")
 
 
-def _check_track(frames, true_px, predicted_px, heatmaps):
+def _check_track(
+    frames: np.ndarray, true_px: np.ndarray, predicted_px: np.ndarray, heatmaps: np.ndarray | None
+) -> None:
     T = len(frames)
     if frames.ndim != 4 or frames.shape[1] != 2 or not frames.size:
         raise ValueError(f"frames: expected (T, 2, H, W), got {frames.shape}")
@@ -143,7 +173,7 @@ def _check_track(frames, true_px, predicted_px, heatmaps):
         raise ValueError(f"heat maps: expected ({T}, N, h, w), got {np.shape(heatmaps)}")
 
 
-def _paper(events, heatmap):
+def _paper(events: np.ndarray, heatmap: np.ndarray | None) -> np.ndarray:
     """The field (H, W, 3) uint8: events (2, H, W) in their colours, on heat maps (N, h, w) or None."""
     picture = EVENT_COLOURS[events[0] + 2 * events[1]]
     if heatmap is None:
@@ -152,16 +182,16 @@ def _paper(events, heatmap):
     rows, columns = (_hats(n, cells) for n, cells in zip(events.shape[1:], heat.shape, strict=True))
     heat = rows @ heat @ columns.T
     shades = SHADES[(heat / (heat.max() or 1) * (len(SHADES) - 1)).round().astype(int)]
-    return np.where(events.any(0)[..., None], picture, shades)
+    return np.where(np.asarray(events.any(0))[..., None], picture, shades)
 
 
-def _hats(n, cells):
+def _hats(n: int, cells: int) -> np.ndarray:
     """Linear interpolation at the centres of n pixels among cells from border to border: (n, cells)."""
     position = (np.arange(n) + 0.5) / n * (cells - 1)
     return (1 - np.abs(position[:, None] - np.arange(cells))).clip(0)
 
 
-def _field(paper, true_px, predicted_px, scale):
+def _field(paper: np.ndarray, true_px: np.ndarray, predicted_px: np.ndarray, scale: int) -> Image.Image:
     """`paper` enlarged, with the last positions (steps, N, 2) marked and joined, and trails behind them."""
     image = Image.fromarray(paper.repeat(scale, 0).repeat(scale, 1))
     draw = ImageDraw.Draw(image)
@@ -175,11 +205,11 @@ def _field(paper, true_px, predicted_px, scale):
             draw.line([*start, *end], GREY, 3)
         for mark, xy in ((_outline, start), (_cross, end)):
             if np.isfinite(xy).all():
-                mark(draw, *xy, n)
+                mark(draw, xy[0], xy[1], n)
     return image
 
 
-def _outline(draw, x, y, n=0):
+def _outline(draw: ImageDraw.ImageDraw, x: float, y: float, n: int = 0) -> None:
     """The true position of object n: a circle, a square or a triangle, in GERD's order."""
     if n % 3 == 0:
         draw.ellipse((x - 18, y - 18, x + 18, y + 18), outline=BLACK, width=5)
@@ -191,20 +221,20 @@ def _outline(draw, x, y, n=0):
         draw.line([*points, *points[:2]], BLACK, 5, joint="curve")
 
 
-def _cross(draw, x, y, n=0):
+def _cross(draw: ImageDraw.ImageDraw, x: float, y: float, n: int = 0) -> None:
     colour = INKS[n % len(INKS)]
     draw.line((x - 15, y - 15, x + 15, y + 15), colour, 7)
     draw.line((x - 15, y + 15, x + 15, y - 15), colour, 7)
 
 
-def _legend(true_px, heatmaps, both):
+def _legend(true_px: np.ndarray, heatmaps: bool, both: bool) -> list[Entry]:
     """What a film shows, as (marks, text): marks are functions (draw, x, y), or a list of colours.
 
     Only what is there: no true positions where none is known, no colour that does not occur.
     """
     n = true_px.shape[1]
     known = np.isfinite(true_px).all(-1).any(0)
-    entries = []
+    entries: list[Entry] = []
     for k in range(n):
         of = "" if n == 1 else f" {OBJECTS[k] if n == len(OBJECTS) else k + 1}"
         entries += [([functools.partial(_outline, n=k)], f"true{of}")] * bool(known[k])
@@ -217,7 +247,9 @@ def _legend(true_px, heatmaps, both):
     return entries
 
 
-def _stage(width, height, titles, entries):
+def _stage(
+    width: int, height: int, titles: Sequence[str | None], entries: Sequence[Entry]
+) -> tuple[Image.Image, list[tuple[int, int]], int]:
     """What all frames of a film share, FINE times as large: titles and legend around empty fields, width x
     height each; the corners of the fields, and the height at which frames state number and errors."""
     heading, small = font(17 * FINE), font(14 * FINE)
@@ -242,22 +274,24 @@ def _stage(width, height, titles, entries):
         draw.text((x if len(titles) > 1 else MARGIN * FINE, y / 2), title or "", BLACK, heading, "lm")
         draw.rectangle((x - 2, y - 2, x + width * FINE + 1, y + height * FINE + 1), GREY)
     for row, line in enumerate(lines):
-        x, y = MARGIN * FINE + 20, (size[1] - 17 - 21 * (len(lines) - 1 - row)) * FINE
+        along: float = MARGIN * FINE + 20
+        y = (size[1] - 17 - 21 * (len(lines) - 1 - row)) * FINE
         for marks, text in (entries[k] for k in line):
             for mark in marks:
                 if callable(mark):
-                    mark(draw, x, y)
+                    mark(draw, along, y)
                 else:
-                    draw.rectangle((x - 10, y - 10, x + 9, y + 9), mark)
-                x += 20 if len(marks) > 1 and mark is not marks[-1] else 28
-            draw.text((x, y), text, BLACK, small, "lm")
-            x += small.getlength(text) + 44
+                    draw.rectangle((along - 10, y - 10, along + 9, y + 9), mark)
+                along += 20 if len(marks) > 1 and mark is not marks[-1] else 28
+            draw.text((along, y), text, BLACK, small, "lm")
+            along += small.getlength(text) + 44
     return stage, corners, (top + height + 20) * FINE
 
 
-def _lines(widths, available):
+def _lines(widths: Sequence[float], available: float) -> list[list[int]]:
     """Entries of these widths, as lists of indices that fit into lines of `available` each."""
-    lines, used = [[]], 0
+    lines: list[list[int]] = [[]]
+    used = 0.0
     for k, width in enumerate(widths):
         if lines[-1] and used + width > available:
             lines.append([])
@@ -267,7 +301,7 @@ def _lines(widths, available):
     return lines
 
 
-def _palette():
+def _palette() -> Image.Image:
     """The colours of a track, an image to quantize by: papers, inks, and blends of each two for smooth edges.
     One palette for all frames, so that nothing flickers."""
     papers, inks = np.concatenate([EVENT_COLOURS, SHADES[1:]]), np.array([BLACK, GREY, *INKS])

@@ -6,13 +6,17 @@ Pictures to log are uint8 RGB (H, W, 3); pictures to keep are written to a path 
 
 import functools
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 GOLDEN_RATIO = 1.618  # kernels per row over kernels per column, about
@@ -24,9 +28,12 @@ LEAST_SPAN = 4.0  # of an axis of errors, the largest over the smallest
 LEAST_OF_A_BOX = 3  # runs; fewer are points alone
 SHAPES = ("circle", "square", "triangle")  # GERD's, in its order
 MARGIN = 10  # pixels around a drawing
+Curve = tuple[Sequence[float], Sequence[float]]  # epochs, errors in pixels
+Errors = Mapping[str, Any] | Sequence[float]  # a summary, with points if any; or points alone
+Box = tuple[str, str | None, Errors, float | None]  # network, initialisation, errors, published median
 
 
-def kernel_grid(kernels):
+def kernel_grid(kernels: ArrayLike) -> np.ndarray:
     """All kernels (n, h, w) in a picture, round(1.618 sqrt(n)) a row, over a colour bar: uint8 RGB (H, W, 3).
 
     Blue is negative, white zero, red positive, on one scale for all: the greatest absolute value, written at
@@ -51,12 +58,12 @@ def kernel_grid(kernels):
     return np.array(canvas)
 
 
-def kernel_bank(kernels, rows, path):
+def kernel_bank(kernels: ArrayLike, rows: ArrayLike, path: str | Path) -> None:
     """The `bank_picture` as a PNG at `path`."""
     Image.fromarray(bank_picture(kernels, rows)).save(path, "PNG")
 
 
-def bank_picture(kernels, rows):
+def bank_picture(kernels: ArrayLike, rows: ArrayLike) -> np.ndarray:
     """The bank of kernels (n, h, w) as a labelled table, uint8 RGB (H, W, 3).
 
     rows: (n, 5 or more), columns variance, angle_rad, ratio, dx, dy: the field of each kernel.  The table
@@ -85,8 +92,8 @@ def bank_picture(kernels, rows):
     width = left + max(len(orders) * block, bar.width)
     canvas = Image.new("RGB", (width, top + len(lines) * step_y + MARGIN + bar.height), WHITE)
     draw = ImageDraw.Draw(canvas)
-    for (variance, angle, ratio, *order), tile in zip(fields, _tiles(kernels, zoom, limit), strict=True):
-        x = left + orders.index(tuple(order)) * block + variances.index(variance) * step_x
+    for (variance, angle, ratio, dx, dy), tile in zip(fields, _tiles(kernels, zoom, limit), strict=True):
+        x = left + orders.index((dx, dy)) * block + variances.index(variance) * step_x
         canvas.paste(Image.fromarray(tile), (x, top + lines.index((ratio, angle)) * step_y))
     for i, order in enumerate(orders):
         x, name = left + i * block, ORDER_SYMBOLS.get(order, "∂u^{:g} ∂v^{:g} g".format(*order))
@@ -101,7 +108,9 @@ def bank_picture(kernels, rows):
     return np.array(canvas)
 
 
-def prediction_panel(frame, heatmaps, targets, names=SHAPES):
+def prediction_panel(
+    frame: ArrayLike, heatmaps: ArrayLike, targets: ArrayLike, names: Sequence[str] = SHAPES
+) -> np.ndarray:
     """Input frame (H, W), heat map (h, w) and target (h, w) side by side: uint8 RGB (250, 600, 3).
 
     Heat maps and targets of several shapes (N, h, w) are as many lines, named by `names` or numbers.  Axes
@@ -142,18 +151,23 @@ def prediction_panel(frame, heatmaps, targets, names=SHAPES):
     return np.array(canvas)
 
 
-def _cells(n, pixels):
+def _cells(n: int, pixels: int) -> np.ndarray:
     """Which of n cells each pixel of an axis shows, on whose ends the first and the last are centred."""
     return ((np.arange(pixels) + 0.5) / pixels * (n - 1) + 0.5).astype(int)
 
 
-def _ticks(length, other):
+def _ticks(length: int, other: int) -> list[float]:
     """Round numbers along an axis, fewer along a short one."""
     ticks = MaxNLocator(3 if 3 * length > 2 * other else 1, integer=True).tick_values(0, length)
     return [tick for tick in ticks if tick <= length]
 
 
-def learning_curves(curves, path, baseline=None, ylabel="error in pixels"):
+def learning_curves(
+    curves: Mapping[str, Curve | list[Curve]],
+    path: str | Path,
+    baseline: float | None = None,
+    ylabel: str = "error in pixels",
+) -> None:
     """Errors over epochs, one line per name of `curves` = {name: (epochs, errors_px)}, a PNG at `path`.
 
     A list of such pairs, of several seeds say, is as many lines of one colour.  baseline: the error of
@@ -168,11 +182,11 @@ def learning_curves(curves, path, baseline=None, ylabel="error in pixels"):
         axes.axhline(baseline, color="0.35", linestyle="--", label=f"always the centre: {baseline:.2f}")
     for i, (name, pairs) in enumerate(curves.items()):
         pairs = pairs if isinstance(pairs, list) else [pairs]
-        look = {"color": CYCLE[i % len(CYCLE)], "linestyle": ("-", ":")[i // len(CYCLE) % 2]}
+        look: dict[str, Any] = {"color": CYCLE[i % len(CYCLE)], "linestyle": ("-", ":")[i // len(CYCLE) % 2]}
         best = min(
             (error for _, errors in pairs for error in errors if math.isfinite(error)), default=math.nan
         )
-        label = f"{name}: {best:.2f} at best"
+        label: str | None = f"{name}: {best:.2f} at best"
         for epochs, errors_px in pairs:
             if len(epochs) != len(errors_px):
                 raise ValueError(f"curve {name!r}: {len(epochs)} epochs but {len(errors_px)} errors")
@@ -188,7 +202,7 @@ def learning_curves(curves, path, baseline=None, ylabel="error in pixels"):
     figure.savefig(path, format="png")
 
 
-def error_boxes(panels, path):
+def error_boxes(panels: Mapping[str, Sequence[Box]], path: str | Path) -> None:
     """Errors in pixels as the paper's box plot, a PNG at `path`, one panel per data set.
 
     panels: {title: [(network, initialisation, errors, published), ...]}.  errors: a dict of p5, q1, median,
@@ -230,16 +244,16 @@ def error_boxes(panels, path):
     grid[0].set_ylabel("error in pixels, logarithmic")
     handles = [Line2D([], [], color=CYCLE[i % len(CYCLE)], linewidth=6, label=n) for i, n in enumerate(inits)]
     if any(published is not None for boxes in panels.values() for *_, published in boxes):
-        look = {"marker": "D", "color": "black", "markerfacecolor": "white", "linestyle": ""}
+        look: dict[str, Any] = {"marker": "D", "color": "black", "markerfacecolor": "white", "linestyle": ""}
         handles.append(Line2D([], [], **look, label="published median"))
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.savefig(path, format="png")
 
 
-def _box(axes, x, width, errors, colour):
-    points = errors.get("points", []) if isinstance(errors, dict) else []
-    if not isinstance(errors, dict):
+def _box(axes: Axes, x: float, width: float, errors: Errors, colour: str) -> None:
+    points = errors.get("points", []) if isinstance(errors, Mapping) else []
+    if not isinstance(errors, Mapping):
         points = [error for error in errors if math.isfinite(error)]
         if not points:
             return
@@ -264,8 +278,8 @@ def _box(axes, x, width, errors, colour):
     axes.plot([x] * len(points), points, "o", color=colour, markersize=3.5, zorder=3)
 
 
-def _baseline(axes, name, errors):
-    height = errors["median"] if isinstance(errors, dict) else np.median(errors)
+def _baseline(axes: Axes, name: str, errors: Errors) -> None:
+    height = errors["median"] if isinstance(errors, Mapping) else np.median(errors)
     axes.axhline(height, color="0.45", linestyle="--", linewidth=1)
     axes.text(
         0.99,
@@ -279,25 +293,25 @@ def _baseline(axes, name, errors):
     )
 
 
-def _checked(kernels):
+def _checked(kernels: ArrayLike) -> np.ndarray:
     kernels = np.asarray(kernels, np.float64)
     if kernels.ndim != 3 or not kernels.size:
         raise ValueError(f"kernels: expected (n, h, w), none of them 0, got {kernels.shape}")
     return kernels
 
 
-def _limit(kernels):
+def _limit(kernels: np.ndarray) -> float:
     """The greatest absolute value among the finite ones, 0.0 if there is none."""
     return float(np.abs(kernels[np.isfinite(kernels)]).max(initial=0.0))
 
 
-def _blue_white_red(values, limit):
+def _blue_white_red(values: np.ndarray, limit: float) -> np.ndarray:
     """Colours (..., 3) uint8 of values (...): -limit blue, 0 white, limit red, not finite dark grey."""
     colours = matplotlib.colormaps["bwr"].with_extremes(bad="#404040")
     return colours(np.ma.masked_invalid(values) / (2 * limit or 1) + 0.5, bytes=True)[..., :3]
 
 
-def _tiles(kernels, zoom, limit):
+def _tiles(kernels: np.ndarray, zoom: int, limit: float) -> np.ndarray:
     """A picture per kernel (n, h, w, 3), `zoom` times larger, in a thin frame that sets it off from paper."""
     tiles = _blue_white_red(kernels, limit).repeat(zoom, 1).repeat(zoom, 2)
     if zoom > 2:
@@ -305,7 +319,7 @@ def _tiles(kernels, zoom, limit):
     return tiles
 
 
-def _colour_bar(limit, length=120, thickness=12, height=30):
+def _colour_bar(limit: float, length: int = 120, thickness: int = 12, height: int = 30) -> Image.Image:
     """A strip from -limit to limit with both written beside it."""
     small = font(13)
     low, high = f"{-limit:.2g}", f"{limit:.2g}"
@@ -320,5 +334,5 @@ def _colour_bar(limit, length=120, thickness=12, height=30):
 
 
 @functools.cache
-def font(size):
+def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)

@@ -2,6 +2,10 @@
 all.
 """
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -16,10 +20,14 @@ UNDER = (
     "filtered, then transformed",
     "of the two before",
 )
+Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # x and y by name
+Panels = Mapping[str, tuple[str, Lines]]  # label of the x axis and lines, by title
 FLOOR = 1e-7  # of errors in `error_curves`: rounding is below
 
 
-def commuting_diagram(rows, path, title):
+def commuting_diagram(
+    rows: Mapping[str, tuple[Sequence[np.ndarray], float]], path: str | Path, title: str
+) -> None:
     """Both ways from an image to the response to its transform, a PNG at `path`.
 
     rows: {name: (panels, error)}, panels six arrays (H, W) as `COLUMNS` says; responses and difference of a
@@ -44,7 +52,12 @@ def commuting_diagram(rows, path, title):
     figure.savefig(path, format="png")
 
 
-def error_curves(panels, path, ylabel="relative error", bars=()):
+def error_curves(
+    panels: Panels,
+    path: str | Path,
+    ylabel: str = "relative error",
+    bars: Mapping[float, str] | tuple[()] = (),
+) -> None:
     """Lines on logarithmic axes, panels side by side, a PNG at `path`.
 
     panels: {title: (xlabel, {name: (x, y)})}; equal names have equal colours; values below `FLOOR` are drawn
@@ -72,8 +85,10 @@ def error_curves(panels, path, ylabel="relative error", bars=()):
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
     figure.axes[0].set_ylabel(f"{ylabel}, logarithmic")
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in figure.axes:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False
+    )
     figure.savefig(path, format="png")

@@ -16,7 +16,7 @@ CPU_PIXELS = 2**20  # in all frames of a batch: up to so many, a CPU is measured
 CPU_FRAMES = 2, 6  # else with so many time steps of one recording, and what one more costs is extrapolated
 
 
-def random_batch(config, seed=0):
+def random_batch(config: Config, seed: int = 0) -> EventBatch:
     """Sparse events and labels of one batch, evenly spread."""
     B, T, (H, W) = config.batch_size, config.timesteps, config.resolution
     generator = torch.Generator().manual_seed(seed)
@@ -27,7 +27,7 @@ def random_batch(config, seed=0):
     return EventBatch(torch.cat(events), torch.full((B,), n), labels)
 
 
-def step_seconds(config: Config, device="cpu"):
+def step_seconds(config: Config, device: str | torch.device = "cpu") -> float:
     """Seconds that a training step of these settings takes: forward, loss and backward.
 
     On a CPU a large batch is extrapolated from two small ones, since time grows linearly with time steps and
@@ -42,7 +42,7 @@ def step_seconds(config: Config, device="cpu"):
     return more + (frames - CPU_FRAMES[1]) * per_frame
 
 
-def _measured(config, device):
+def _measured(config: Config, device: str | torch.device) -> float:
     """Seconds of the second of two steps."""
     model = ShapesModel(**dataclasses.asdict(config)).to(device)
     batch = EventBatch(*(part.to(device) for part in random_batch(config)))
@@ -56,7 +56,9 @@ def _measured(config, device):
     return seconds
 
 
-def run_seconds(config: Config, recordings, frames, epochs, limit, seconds_per_step):
+def run_seconds(
+    config: Config, recordings: int, frames: int, epochs: int, limit: int | None, seconds_per_step: float
+) -> float:
     """Seconds of a whole run.
 
     recordings: of all conditions, of which 80 % are trained on.  frames: of each.  limit: batches per epoch

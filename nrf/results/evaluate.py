@@ -9,17 +9,21 @@ and true position, averaged over a window's time steps and shapes; quartiles are
 those that a network was trained with.
 """
 
+import argparse
 import contextlib
 import csv
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from nrf.config import result_affecting
-from nrf.data.dataset import ShapeDataset, loader
+from nrf.data.dataset import EventBatch, ShapeDataset, loader
 from nrf.network.coordinates import unit_to_pixel
 from nrf.pictures.plots import error_boxes
 from nrf.results import operations
@@ -33,8 +37,8 @@ from nrf.results.tables import (
     published_set,
 )
 from nrf.system.files import whole_file
-from nrf.training.checkpoints import find_checkpoints, load_trained, pick_device
-from nrf.training.module import RECORDINGS_SHAPES
+from nrf.training.checkpoints import Trained, find_checkpoints, load_trained, pick_device
+from nrf.training.module import RECORDINGS_SHAPES, ShapesModel
 from nrf.training.persistence import CheckpointError
 from nrf.training.run import WINDOW
 
@@ -42,25 +46,25 @@ CENTRE, CENTROID = "always the centre", "events' centroid"  # baselines
 CONDITION = re.compile(r"v(?P<velocity>[\d.]+)-p(?P<density>[\d.]+)-s(?P<size>[\d.]+)_\d(?P<changing>\d)\d\d")
 
 
-def condition_of(path):
+def condition_of(path: str | Path) -> dict[str, Any]:
     """What a recording's folder says about it: velocity, event density and size, else its name alone."""
     name = Path(path).parent.name
     found = CONDITION.fullmatch(name)
     if not found:
         return {"folder": name}
-    size = float(found["size"])
-    size = "changing" if found["changing"] == "1" else "random" if size == 0 else size
+    pixels = float(found["size"])
+    size = "changing" if found["changing"] == "1" else "random" if pixels == 0 else pixels
     return {"size": size, "velocity": float(found["velocity"]), "density": float(found["density"])}
 
 
-def tracking_errors_px(model, batch):
+def tracking_errors_px(model: ShapesModel, batch: EventBatch) -> Tensor:
     """Distances (T, B, N) in pixels between the predicted and true positions of a batch's windows."""
     tracking, _, labels_px = model.track(batch)
     predicted_px = unit_to_pixel(tracking.coordinates, model.config.resolution)
     return torch.linalg.vector_norm(predicted_px - labels_px, dim=-1)
 
 
-def baseline_errors_px(batch, data):
+def baseline_errors_px(batch: EventBatch, data: ShapeDataset) -> dict[str, Tensor]:
     """The same distances for the two baselines: {name: (T, B, N)}.
 
     The centroid is the mean position of all events since the window's beginning, warm-up included, up to the
@@ -84,7 +88,15 @@ def baseline_errors_px(batch, data):
     }
 
 
-def evaluate(trained, data, batch_size=None, num_workers=0, baselines=False, each=None, count=False):
+def evaluate(
+    trained: Trained,
+    data: ShapeDataset,
+    batch_size: int | None = None,
+    num_workers: int = 0,
+    baselines: bool = False,
+    each: Callable[[int, Tensor], None] | None = None,
+    count: bool = False,
+) -> tuple[Result, list[Result]]:
     """The Result of a `Trained` network over a ShapeDataset, and those of the baselines if they are asked
     for.
 
@@ -119,14 +131,15 @@ def evaluate(trained, data, batch_size=None, num_workers=0, baselines=False, eac
             if others:
                 for name, errors in baseline_errors_px(batch, data).items():
                     others[name].add(errors, conditions, names)
-            for k in indices if each else ():
-                each(k, errors_px[:, k - i])
+            if each:
+                for k in indices:
+                    each(k, errors_px[:, k - i])
             i += len(batch.counts)
             bar.update(len(batch.counts))
     return own, list(others.values())
 
 
-def write(out, results, data_root, split):
+def write(out: Path, results: Sequence[Result], data_root: str | Path, split: str) -> None:
     """errors.csv, errors.json and errors.png in the folder `out`."""
     names = ["network", "initialisation", "seed", "checkpoint", "by", "value"]
     lines = []
@@ -146,13 +159,13 @@ def write(out, results, data_root, split):
     content = {"data": str(data_root), "split": split, "unit": "px", "errors": lines}
     with whole_file(out / "errors.json") as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")
-    marks = PUBLISHED_PX.get(published_set(Path(data_root).name), {})
+    marks = PUBLISHED_PX.get(published_set(Path(data_root).name) or "", {})
     boxes = [
         (
             network,
             initialisation,
             pooled(group, ("all", "all")).summary(),
-            marks.get(network, {}).get(initialisation),
+            marks.get(network, {}).get(initialisation or ""),
         )
         for (network, initialisation), group in grouped(results).items()
     ]
@@ -160,7 +173,7 @@ def write(out, results, data_root, split):
         error_boxes({f"{Path(data_root).name}, {split}": boxes}, partial)
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> list[Result]:
     """All results of a command line, baselines last; writes what --out asks for."""
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise ValueError(f"--batch_size {arguments.batch_size}: expected 1 or more")
@@ -201,7 +214,7 @@ def run(arguments):
     return results
 
 
-def open_windows(data_root, split, window, trained):
+def open_windows(data_root: str | Path, split: str, window: dict[str, Any], trained: Trained) -> ShapeDataset:
     """The recordings in the windows that a network was trained with."""
     data = ShapeDataset(data_root, split=split, **window)
     if data.n_classes != (tracked := trained.model.config.n_classes):
@@ -211,8 +224,8 @@ def open_windows(data_root, split, window, trained):
     return data
 
 
-def _row_writer(writer, checkpoint, data):
-    def write_row(index, errors_px):
+def _row_writer(writer: Any, checkpoint: Path, data: ShapeDataset) -> Callable[[int, Tensor], None]:
+    def write_row(index: int, errors_px: Tensor) -> None:
         file, chunk = divmod(index, data.chunks)
         row = [checkpoint, data.files[file], chunk, errors_px.mean(), *errors_px.mean(0)]
         writer.writerow([f"{v:.6f}" if torch.is_tensor(v) else v for v in row])

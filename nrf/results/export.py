@@ -9,12 +9,14 @@ A window is all frames at once, from rest; a stream is one frame, with the state
 import importlib
 import io
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nrf.data.dataset import DataError
 from nrf.network.coordinates import unit_to_pixel
@@ -27,6 +29,7 @@ PLAIN = {"temporal_backend": "loop", "convolution": "direct", "checkpoint_activa
 EVENT_RATE = 0.02  # of the random frames that an export is checked on, events per cell
 STREAMED = 5  # frames that a stream is checked on
 NIR_TOLERANCE = 1e-4  # of the spikes may fall on the other side of the threshold by rounding
+Run = Callable[..., Sequence[Tensor]]  # of an exported network
 TOLERANCE_PX = 0.01  # positions further off are no copy of the network's
 
 
@@ -37,19 +40,19 @@ class ExportError(DataError):
 class Exported(NamedTuple):
     path: Path
     difference: str  # the largest from the network, in words
-    inputs: dict  # names and shapes
-    outputs: dict
-    left_out: tuple = ()  # what the format cannot hold
+    inputs: dict[str, tuple[int, ...]]  # names and shapes
+    outputs: dict[str, tuple[int, ...]]
+    left_out: tuple[str, ...] = ()  # what the format cannot hold
 
 
 class Window(nn.Module):
     """Frames (T, 1, C, H, W) to positions in pixels (T, 1, N, 2) and heat maps (T, 1, N, h, w), from rest."""
 
-    def __init__(self, model):
+    def __init__(self, model: ShapesModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, frames):
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         tracking = self.model(frames)
         return unit_to_pixel(tracking.coordinates, self.model.config.resolution), tracking.heatmaps
 
@@ -57,28 +60,28 @@ class Window(nn.Module):
 class Stream(nn.Module):
     """One frame (1, C, H, W) and the state's tensors to a position (1, N, 2), heat maps, the state after."""
 
-    def __init__(self, model, state):
+    def __init__(self, model: ShapesModel, state: Any) -> None:
         super().__init__()
         self.model, self.like = model, state
 
-    def forward(self, frame, *state):
+    def forward(self, frame: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         tracking = self.model(frame[None], unflatten(self.like, list(state)))
         position_px = unit_to_pixel(tracking.coordinates[0], self.model.config.resolution)
         return position_px, tracking.heatmaps[0], *flatten(tracking.state).values()
 
 
-def flatten(state, name="state"):
+def flatten(state: Any, name: str = "state") -> dict[str, Tensor]:
     """{name: tensor} of a state of tuples of tensors; None has none."""
     if isinstance(state, torch.Tensor):
         return {name: state}
-    parts = {}
+    parts: dict[str, Tensor] = {}
     for i, part in enumerate(state or ()):
         label = state._fields[i] if hasattr(state, "_fields") else i
         parts |= flatten(part, f"{name}_{label}")
     return parts
 
 
-def unflatten(like, tensors):
+def unflatten(like: Any, tensors: list[Tensor]) -> Any:
     """The inverse: a state of the structure of another, out of a list of tensors, which is emptied."""
     if isinstance(like, torch.Tensor):
         return tensors.pop(0)
@@ -88,7 +91,7 @@ def unflatten(like, tensors):
     return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
 
 
-def plain_model(trained: Trained):
+def plain_model(trained: Trained) -> ShapesModel:
     """The same network in torch's own operations alone."""
     model = ShapesModel(**trained.settings | PLAIN)
     model.load_state_dict(trained.model.state_dict())
@@ -96,7 +99,9 @@ def plain_model(trained: Trained):
 
 
 @torch.no_grad()
-def export(trained: Trained, to, path, stream=False, frames=None):
+def export(
+    trained: Trained, to: str, path: str | Path, stream: bool = False, frames: int | None = None
+) -> Exported:
     """Write a trained network; returns what was `Exported`.  ExportError where the copy is none."""
     if to not in FORMATS:
         raise ValueError(f"--to {to}: expected one of {', '.join(FORMATS)}")
@@ -107,6 +112,8 @@ def export(trained: Trained, to, path, stream=False, frames=None):
     if to == "nir":
         return export_to_nir(trained, path, model, x, stream)
     expected = trained.model(x)
+    module: Stream | Window
+    arguments: tuple[Tensor, ...]
     if stream:
         rest = rest_of(model(x[:1]).state)
         states = flatten(rest)
@@ -132,7 +139,9 @@ def export(trained: Trained, to, path, stream=False, frames=None):
     return Exported(Path(path), difference, shapes, results)
 
 
-def export_to_nir(trained, path, model, x, stream):
+def export_to_nir(
+    trained: Trained, path: str | Path, model: ShapesModel, x: Tensor, stream: bool
+) -> Exported:
     """`export` to NIR, whose graphs are streams: spikes are compared at the split."""
     config, T = model.config, len(x)
     if problem := export_nir.problem(config):
@@ -157,12 +166,12 @@ def export_to_nir(trained, path, model, x, stream):
     return Exported(Path(path), difference, {"frames": size}, outputs, export_nir.LEFT_OUT)
 
 
-def rest_of(state):
+def rest_of(state: Any) -> Any:
     """The state before anything came: zeros."""
     return unflatten(state, [torch.zeros_like(tensor) for tensor in flatten(state).values()])
 
 
-def streamed(run, frames, state):
+def streamed(run: Run, frames: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
     """Positions and heat maps (T, ...) of a stream over frames (T, 1, C, H, W)."""
     steps = []
     for frame in frames:
@@ -171,7 +180,9 @@ def streamed(run, frames, state):
     return [torch.stack(part) for part in zip(*steps, strict=True)]
 
 
-def to_pt2(module, arguments, inputs, outputs):
+def to_pt2(
+    module: nn.Module, arguments: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]
+) -> tuple[bytes, Run]:
     program = torch.export.export(module, arguments, strict=False)
     content = io.BytesIO()
     torch.export.save(program, content)
@@ -180,7 +191,9 @@ def to_pt2(module, arguments, inputs, outputs):
     return content.getvalue(), loaded
 
 
-def to_onnx(module, arguments, inputs, outputs):
+def to_onnx(
+    module: nn.Module, arguments: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]
+) -> tuple[bytes, Run]:
     runtime = _package("onnxruntime", "onnx onnxscript onnxruntime")
     _package("onnxscript", "onnx onnxscript onnxruntime")
     with warnings.catch_warnings():
@@ -194,21 +207,22 @@ def to_onnx(module, arguments, inputs, outputs):
             external_data=False,
             verbose=False,
         )
+    assert program is not None  # as with dynamo=False
     content = program.model_proto.SerializeToString()
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
-    def run(*tensors):
+    def run(*tensors: Tensor) -> list[Tensor]:
         feed = dict(zip(inputs, (np.ascontiguousarray(tensor) for tensor in tensors), strict=True))
         return [torch.from_numpy(array) for array in session.run(outputs, feed)]
 
     return content, run
 
 
-def _package(name, install):
+def _package(name: str, install: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
         raise ExportError(f"needs {name}: pip install {install}") from None
 
 
-FORMATS = {"onnx": to_onnx, "pt2": to_pt2, "nir": export_to_nir}
+FORMATS: dict[str, Callable[..., Any]] = {"onnx": to_onnx, "pt2": to_pt2, "nir": export_to_nir}

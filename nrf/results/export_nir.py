@@ -9,12 +9,18 @@ Times are in seconds; the network's step is `neurons.DT_S`.  Source: Pedersen et
 
 import importlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from nrf.config import Config
 from nrf.network.neurons import DT_S, V_TH, lif_step
+from nrf.training.module import ShapesModel
 
 LEFT_OUT = (
     "max-pooling by 2",
@@ -25,7 +31,7 @@ LEFT_OUT = (
 )
 
 
-def problem(config):
+def problem(config: Config) -> str | None:
     """Why NIR cannot hold a network of these settings, None if it can."""
     if config.net != "lif":
         return f"net {config.net}: NIR has no ReLU, which follows its neurons; expected lif"
@@ -34,7 +40,7 @@ def problem(config):
     return None
 
 
-def graph(model):
+def graph(model: ShapesModel) -> Any:
     """The nir.NIRGraph of a network of LIF neurons."""
     nir = importlib.import_module("nir")
     config, net = model.config, model.net
@@ -65,7 +71,7 @@ def graph(model):
     return nir.NIRGraph(nodes, edges, metadata, type_check=False)
 
 
-def write(model):
+def write(model: ShapesModel) -> bytes:
     """The bytes of a .nir file."""
     nir = importlib.import_module("nir")
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +80,7 @@ def write(model):
         return path.read_bytes()
 
 
-def run(content, frames):
+def run(content: bytes, frames: Tensor) -> dict[int, Tensor]:
     """What nirtorch makes of a .nir file's bytes: {k: spikes (T, B, N, H, W)} under frames (T, B, C, H, W).
 
     It runs graphs of one output, so each temporal channel is run by itself.
@@ -103,7 +109,7 @@ def run(content, frames):
     return found
 
 
-def spikes_of(model, frames):
+def spikes_of(model: ShapesModel, frames: Tensor) -> dict[int, Tensor]:
     """The same of the network itself, up to the split: what its last layers hand to max-pooling."""
     found = {}
     for k, channel in enumerate(model.net.channels):
@@ -120,40 +126,40 @@ def spikes_of(model, frames):
 class _Lif(nn.Module):
     """A NIR LIF node, stepped as the network's."""
 
-    def __init__(self, node):
+    def __init__(self, node: Any) -> None:
         super().__init__()
         tensors = {name: torch.as_tensor(getattr(node, name)) for name in ("tau", "r", "v_threshold")}
         self.decay = DT_S / tensors["tau"]
         self.r, self.v_th = tensors["r"], tensors["v_threshold"]
 
-    def forward(self, x, state=None):
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         v = torch.zeros_like(x) if state is None else state
         z, (v,) = lif_step(self.v_th, 1.0, self.r * x, _Voltage(v), self.decay)
         return z, v
 
 
 class _Voltage:
-    def __init__(self, v):
+    def __init__(self, v: Tensor) -> None:
         self.v = v
 
 
 class _Scale(nn.Module):
-    def __init__(self, node):
+    def __init__(self, node: Any) -> None:
         super().__init__()
         self.scale = torch.as_tensor(node.scale)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x * self.scale
 
 
-def _pool(nir):
+def _pool(nir: ModuleType) -> Any:
     return nir.AvgPool2d(_array((2, 2)), _array((2, 2)), _array((0, 0)))
 
 
-def _lif(nir, rate_hz, shape):
+def _lif(nir: ModuleType, rate_hz: float, shape: tuple[int, ...]) -> Any:
     full = [torch.full(shape, value).numpy() for value in (1 / rate_hz, 1.0, 0.0, V_TH)]
     return nir.LIF(*full)
 
 
-def _array(values):
+def _array(values: Sequence[int]) -> np.ndarray:
     return torch.tensor(values).numpy()

@@ -3,26 +3,30 @@
 import math
 import os
 import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util.tensor_util import make_ndarray
 
+Scalars = dict[str, dict[int, float]]  # by tag and step
 EVENT_FILES = "events.out.tfevents.*"
 CHECKED = 2**12  # bytes of the longest entry whose check sum is checked: all numbers, no pictures
 
 
-def read_scalars(folder, tags):
+def read_scalars(folder: Path, tags: Iterable[str]) -> Scalars:
     """{tag: {step: value}} of TensorBoard's files in a folder."""
     return read_logs(folder, tags)[0]
 
 
-def read_logs(folder, tags):
+def read_logs(folder: Path, tags: Iterable[str]) -> tuple[Scalars, float, bool]:
     """`read_scalars`; the seconds between the first and the last entry of each file, summed: pauses do not
     count; and whether all that was logged could be read.  Values that are not finite are left out."""
-    scalars, seconds, is_whole = {tag: {} for tag in tags}, 0.0, True
+    scalars: Scalars = {tag: {} for tag in tags}
+    seconds, is_whole = 0.0, True
     for path in filter(Path.is_file, sorted(folder.glob(EVENT_FILES))):
         times = []
         for entry in entries(path):
@@ -46,7 +50,7 @@ def read_logs(folder, tags):
     return scalars, seconds, is_whole
 
 
-def scalar_of(value):
+def scalar_of(value: Any) -> float | None:
     """The finite number that a value of a summary is, else None."""
     if value.HasField("simple_value"):
         scalar = value.simple_value
@@ -58,7 +62,7 @@ def scalar_of(value):
     return scalar if math.isfinite(scalar) else None
 
 
-def entries(path):
+def entries(path: Path) -> Iterator[Any]:
     """The entries of a TensorBoard file, and None where it is damaged or still written.  TensorBoard's own
     reader takes a second for every 3 MB of pictures, whose check sums it takes in Python."""
     with path.open("rb") as file:

@@ -22,13 +22,16 @@ Source: NeuroBench's synaptic operations (dense; effective MACs and ACs), Yik et
 for graded values.
 """
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from nrf.fast.pooling import average_pool, max_pool
 from nrf.network.layers import layer_response
+from nrf.network.model import NetworkState, SpatioTemporalModel
 from nrf.system.markdown import markdown_table
 
 COLUMNS = ("network", "initialisation", "dense MACs", "events' ACs", "graded MACs", "ACs + MACs", "neurons")
@@ -43,17 +46,19 @@ class Operations(NamedTuple):
     graded: int = 0
     neurons: int = 0
 
-    def __add__(self, other):
+    def __add__(self, other: tuple) -> "Operations":
         return Operations(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def reach(weight, height, width):
+def reach(weight: Tensor, height: int, width: int) -> Tensor:
     """Synapses (h, w) of a cell in a "same" convolution with weights (N, C, k, k)."""
     ones, k = weight.new_ones(1, 1, height, width, dtype=torch.float64), weight.shape[-1]
     return len(weight) * F.conv2d(ones, ones.new_ones(1, 1, k, k), padding="same")[0, 0]
 
 
-def synapses(sources, weight, pool, binary):
+def synapses(
+    sources: Tensor, weight: Tensor, pool: Callable[[Tensor], Tensor], binary: bool
+) -> tuple[int, int]:
     """Dense operations of a convolution, and those of its sources (..., C, H, W) in front of the pooling."""
     pooled = pool(sources.double())
     per_cell = reach(weight, *pooled.shape[-2:])
@@ -62,7 +67,7 @@ def synapses(sources, weight, pool, binary):
 
 
 @torch.inference_mode()
-def count(net, frames, state=None):
+def count(net: SpatioTemporalModel, frames: Tensor, state: NetworkState | None = None) -> Operations:
     """`Operations` of a `SpatioTemporalModel` on frames (T, B, C, H, W), from a state as it returns."""
     config, neuron = net.config, net.neuron
     spikes = neuron.spikes and not config.skip_connections
@@ -89,11 +94,11 @@ def count(net, frames, state=None):
     return total + Operations(neurons=total.frames * config.n_classes * h * w)
 
 
-def _sum(counts):
+def _sum(counts: Tensor) -> int:
     return round(counts.sum().item())
 
 
-def operations_table(rows):
+def operations_table(rows: Iterable[tuple[str, str | None, Operations]]) -> str:
     """The Markdown of (network, initialisation, Operations), per frame, in thousands."""
     lines = []
     for network, initialisation, sums in rows:

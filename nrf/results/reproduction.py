@@ -8,13 +8,16 @@ settings, `read` collects what finished runs left, `verdicts` and `table` say wh
 """
 
 import statistics
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from nrf.pictures.plots import Box, Curve
 from nrf.results import evaluate, report
 from nrf.results.logs import read_scalars
-from nrf.results.tables import NETWORKS, PUBLISHED_PX, initialisation_name, network_name, pooled
+from nrf.results.tables import NETWORKS, PUBLISHED_PX, Result, initialisation_name, network_name, pooled
 
 DATA_SETS = ("spatial", "temporal")
 STARTS = {
@@ -42,12 +45,12 @@ class Size:
     runs share.  batch_sizes: by network.  reduced: what is smaller than in the paper; "" for nothing.
     """
 
-    recordings: dict
+    recordings: dict[str, tuple[int, str]]
     training: str
-    batch_sizes: dict
+    batch_sizes: dict[str, int]
     reduced: str = ""
 
-    def lines(self):
+    def lines(self) -> dict[tuple[str, str], str]:
         """{(network, start): flags of learn_shapes}, in the order in which they run."""
         return {
             (network, start): f"{neuron} --batch_size={self.batch_sizes[network]} {words} {self.training}"
@@ -95,45 +98,50 @@ SIZES = {
 class Outcome(NamedTuple):
     """What the finished runs on one data set left; keys of both dicts are (network, start)."""
 
-    results: dict  # lists of `tables.Result`, one per seed
-    curves: dict  # lists of (steps, errors_px), one per seed
-    baselines: list  # `tables.Result`
+    results: dict[tuple[str, str], list[Result]]  # one per seed
+    curves: dict[tuple[str, str], list[Curve]]  # over steps, one per seed
+    baselines: list[Result]
 
-    def median(self, network, start):
+    def median(self, network: str, start: str) -> float | None:
         """The median over seeds of a run's median error over windows, in pixels; None without runs."""
         each = self.medians(network, start)
         return statistics.median(each) if each else None
 
-    def medians(self, network, start):
+    def medians(self, network: str, start: str) -> list[float]:
         return [
             result.errors["all", "all"].quantile(0.5) for result in self.results.get((network, start), [])
         ]
 
-    def idle(self, network, start):
+    def idle(self, network: str, start: str) -> int:
         """How many runs never learned: their error on recordings not trained on stayed within 1 %."""
         curves = [errors for _, errors in self.curves.get((network, start), [])]
         return sum(max(errors) - min(errors) < 0.01 * max(errors) for errors in curves)
 
 
-def start_name(settings):
+def start_name(settings: Mapping[str, Any]) -> str:
     """published, exact or uniform."""
     name = initialisation_name(settings)
     return "published" if name == "rf" else name
 
 
-def read(data_root, folders, out, device="cpu"):
+def read(data_root: str | Path, folders: Sequence[Path], out: str | Path, device: str = "cpu") -> Outcome:
     """The Outcome of the runs in `folders`, their best checkpoints evaluated on `data_root`; tables go to
     `out`."""
-    arguments = {"data": str(data_root), "checkpoints": [str(folder) for folder in folders], "out": str(out)}
+    arguments: dict[str, Any] = {
+        "data": str(data_root),
+        "checkpoints": [str(folder) for folder in folders],
+        "out": str(out),
+    }
     arguments |= {"split": "val", "batch_size": None, "num_workers": 0, "device": device, "operations": False}
-    results, baselines = {}, []
-    for result in evaluate.run(SimpleNamespace(**arguments)):
+    results: dict[tuple[str, str], list[Result]] = {}
+    baselines: list[Result] = []
+    for result in evaluate.run(Namespace(**arguments)):
         if result.checkpoint is None:
             baselines.append(result)
         else:
             key = result.network, start_name(result.settings)
             results.setdefault(key, []).append(result)
-    curves = {}
+    curves: dict[tuple[str, str], list[Curve]] = {}
     for folder in folders:
         for logged in report.find_runs(folder):
             errors = read_scalars(logged, (report.ERROR,))[report.ERROR]
@@ -144,44 +152,45 @@ def read(data_root, folders, out, device="cpu"):
     return Outcome(results, curves, baselines)
 
 
-def better_fields(outcomes):
+def better_fields(outcomes: Mapping[str, Outcome]) -> str | None:
     """The receptive fields, published or exact, whose median errors have the smaller geometric mean over all
     networks and data sets; None if either was not run."""
-    means = {}
+    means: dict[str, float] = {}
     for start in FIELDS:
         medians = [outcome.median(network, start) for outcome in outcomes.values() for network in ORDER]
-        if None in medians:
+        found = [median for median in medians if median is not None]
+        if len(found) < len(medians):
             return None
-        means[start] = statistics.geometric_mean(medians)
-    return min(means, key=means.get)
+        means[start] = statistics.geometric_mean(found)
+    return min(means, key=means.__getitem__)
 
 
-def verdicts(outcomes):
+def verdicts(outcomes: Mapping[str, Outcome]) -> list[tuple[str, str, bool, str]]:
     """What the paper claims, and whether it came out: [(data set, claim, held, figures)]."""
     fields, found = better_fields(outcomes), []
     if fields is None:
         return []
     for data_set, outcome in outcomes.items():
-        errors = [outcome.median(network, fields) for network in ORDER]
+        errors = [statistics.median(outcome.medians(network, fields)) for network in ORDER]
         held = all(a < b for a, b in zip(errors, errors[1:], strict=False))
         figures = (
             " < ".join(f"{error:.2f}" for error in errors) if held else ", ".join(f"{e:.2f}" for e in errors)
         )
         found.append((data_set, " < ".join(ORDER), held, figures))
-        for network in ORDER:
-            ours, uniform = outcome.median(network, fields), outcome.median(network, "uniform")
+        for network, ours in zip(ORDER, errors, strict=True):
+            uniform = outcome.median(network, "uniform")
             if uniform is not None:
                 claim = f"{network}: {fields} fields < uniform"
                 found.append((data_set, claim, ours < uniform, f"{ours:.2f}, {uniform:.2f}"))
     return found
 
 
-def table(outcomes, marks):
+def table(outcomes: Mapping[str, Outcome], marks: bool) -> tuple[list[str], list[list[Any]]]:
     """Header and rows: the median over seeds of each run's median error, followed by the seeds' range; with
     `marks`, the
     paper's medians."""
     header = ["data", "network", *STARTS, *(("paper: fields", "paper: uniform") if marks else ())]
-    rows = []
+    rows: list[list[Any]] = []
     for data_set, outcome in outcomes.items():
         for network in NETWORKS:
             cells = [
@@ -193,7 +202,7 @@ def table(outcomes, marks):
     return header, rows
 
 
-def spread_cell(values, idle=0):
+def spread_cell(values: Sequence[float], idle: int = 0) -> str | None:
     """Median and range of some numbers, as a table's cell, and how many runs never learned; None for none."""
     if not values:
         return None
@@ -202,7 +211,7 @@ def spread_cell(values, idle=0):
     return f"{statistics.median(values):.2f}{spread}" + (f", {idle} idle" if idle else "")
 
 
-def baselines(outcomes):
+def baselines(outcomes: Mapping[str, Outcome]) -> list[str]:
     """What no network is needed for, in a sentence for each data set."""
     return [
         f"{data_set}: "
@@ -214,7 +223,7 @@ def baselines(outcomes):
     ]
 
 
-def boxes(outcome, data_set, marks):
+def boxes(outcome: Outcome, data_set: str, marks: bool) -> list[Box]:
     """What `plots.error_boxes` draws of one data set: windows of all seeds pooled, and each seed's median as
     a point."""
     drawn = []

@@ -1,13 +1,14 @@
 """What `nrf reproduce` leaves: box plot, learning curves, tables, a page, and networks to start from."""
 
 import html
+from collections.abc import Mapping
 from pathlib import Path
 
 from nrf.pictures.curves import curve_grid
-from nrf.pictures.plots import error_boxes
+from nrf.pictures.plots import Curve, error_boxes
 from nrf.results import reproduction, shipped
 from nrf.results.report import picture_html, whole_page
-from nrf.results.reproduction import NEURONS, STARTS
+from nrf.results.reproduction import NEURONS, STARTS, Outcome, Size
 from nrf.results.tables import NETWORKS
 from nrf.system.files import whole_file
 from nrf.system.markdown import html_table, markdown_table
@@ -23,7 +24,7 @@ TABLE = (
 VERDICTS = ("data", "claim of the paper", "held", "pixels")
 
 
-def write(out, size, outcomes, command):
+def write(out: str | Path, size: Size, outcomes: Mapping[str, Outcome], command: str) -> None:
     """errors.png, curves.png, reproduction.md, index.html and weights/ in the folder `out`.
 
     outcomes: by data set.  command: that the user gave, for page and model card.
@@ -49,17 +50,17 @@ def write(out, size, outcomes, command):
     ship_best(out / "weights", size, outcomes, command)
 
 
-def curve_panels(outcome):
+def curve_panels(outcome: Outcome) -> dict[str, dict[str, list[Curve]]]:
     """{network: {start: curves}} in the order of the figure."""
     keys = [(network, start) for network in NETWORKS for start in STARTS]
-    panels = {network: {} for network in NETWORKS}
+    panels: dict[str, dict[str, list[Curve]]] = {network: {} for network in NETWORKS}
     for network, start in keys:
         if curves := outcome.curves.get((network, start)):
             panels[network][start] = curves
     return panels
 
 
-def verdict_rows(outcomes):
+def verdict_rows(outcomes: Mapping[str, Outcome]) -> list[list[str]]:
     """The verdicts as rows of a table."""
     return [
         [data_set, claim, "yes" if held else "no", figures]
@@ -67,15 +68,18 @@ def verdict_rows(outcomes):
     ]
 
 
-def ship_best(folder, size, outcomes, command):
+def ship_best(folder: Path, size: Size, outcomes: Mapping[str, Outcome], command: str) -> None:
     """Of each network the run with the smallest error among those from receptive fields, and the card."""
     data_set, outcome = next(iter(outcomes.items()))
     fields, lines, rows, training = reproduction.better_fields(outcomes), size.lines(), [], []
+    if fields is None:
+        return
     for network in NEURONS:
         group = outcome.results.get((network, fields), [])
         if not group:
             continue
         best = min(group, key=lambda result: result.errors["all", "all"].mean)
+        assert best.checkpoint is not None  # only baselines have none
         name = shipped.file_name(network)
         shipped.ship(best.checkpoint, Path(folder) / name)
         rows.append([name, network, f"{fields} fields", data_set, best.seed, best.errors["all", "all"].mean])

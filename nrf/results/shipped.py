@@ -1,6 +1,8 @@
 """Trained networks to start from: weights and settings only, with a card that says what they are."""
 
 import platform
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -10,7 +12,7 @@ from nrf.system.markdown import markdown_table
 from nrf.training.persistence import TO_PREDICT, read_checkpoint
 
 
-def ship(checkpoint, path):
+def ship(checkpoint: Path, path: Path) -> None:
     """Write what predicting needs of a checkpoint to `path`: weights, settings, and the error when it was
     saved.
 
@@ -24,12 +26,14 @@ def ship(checkpoint, path):
     save_whole(path, kept)
 
 
-def file_name(network):
+def file_name(network: str) -> str:
     """Of a network, as it is shipped: li.ckpt, relu-mf.ckpt, ..."""
     return f"{network.lower()}.ckpt"
 
 
-def card(rows, rendering, training, command, reduced):
+def card(
+    rows: Sequence[Sequence[object]], rendering: str, training: Sequence[str], command: str, reduced: str
+) -> str:
     """The model card, in Markdown.
 
     rows: (file, network, start, data set, seed, mean error in pixels) each.  rendering: words of

@@ -6,9 +6,13 @@ Source of the names and medians: the paper's figure of errors (spatial scaling, 
 import dataclasses
 import math
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from nrf.network.neurons import LI, NEURONS
 from nrf.results.operations import Operations, operations_table
@@ -32,7 +36,7 @@ PUBLISHED_PX = {
 }
 
 
-def network_name(settings):
+def network_name(settings: Mapping[str, Any]) -> str:
     """The paper's name for the network of these settings (a mapping that has net and stack_frames)."""
     net = settings["net"]
     if NEURONS.get(net, LI).state is None:  # frames stand in for memory
@@ -40,7 +44,7 @@ def network_name(settings):
     return net.upper()
 
 
-def initialisation_name(settings):
+def initialisation_name(settings: Mapping[str, Any]) -> str:
     """rf (published fields), exact (fields), uniform, or space-time where the two differ."""
     space, time = settings["init_scheme_spatial"], settings["init_scheme_temporal"]
     name = "exact" if space == "rf" and settings.get("receptive_fields") == "exact" else space
@@ -48,7 +52,7 @@ def initialisation_name(settings):
     return f"{name}-{time}" if has_tau and space != time else name
 
 
-def published_set(name):
+def published_set(name: str) -> str | None:
     """Which of the paper's data sets a folder of this name holds: spatial, temporal, or None."""
     found = [data for data in PUBLISHED_PX if data in name.lower()]
     return found[0] if len(found) == 1 else None
@@ -57,36 +61,36 @@ def published_set(name):
 class Spread:
     """Mean and quantiles of errors, one per window, as they come."""
 
-    def __init__(self, parts=()):
+    def __init__(self, parts: Iterable[np.ndarray] = ()) -> None:
         self.parts = list(parts)
 
     @property
-    def values(self):
+    def values(self) -> np.ndarray:
         return np.concatenate([np.empty(0), *self.parts])
 
     @property
-    def n(self):
+    def n(self) -> int:
         return sum(map(len, self.parts))
 
-    def add(self, errors):
+    def add(self, errors: ArrayLike) -> None:
         """Take in an array of errors of any shape, all of them 0 or more. ValueError for others."""
         errors = np.asarray(errors, np.float64).ravel()
         if not (np.isfinite(errors) & (errors >= 0)).all():
             raise ValueError("errors: expected finite values of 0 or more")
         self.parts.append(errors)
 
-    def __add__(self, other):
+    def __add__(self, other: "Spread") -> "Spread":
         return Spread(self.parts + other.parts)
 
     @property
-    def mean(self):
+    def mean(self) -> float:
         return float(self.values.mean()) if self.n else math.nan
 
-    def quantile(self, q):
+    def quantile(self, q: float) -> float:
         """The q-quantile, q in [0, 1]; NaN of nothing."""
         return float(np.quantile(self.values, q)) if self.n else math.nan
 
-    def summary(self):
+    def summary(self) -> dict[str, Any]:
         """n, mean and the quantiles that a box plot shows, as a dict."""
         quantiles = {"p5": 0.05, "q1": 0.25, "median": 0.5, "q3": 0.75, "p95": 0.95}
         return {"n": self.n, "mean": self.mean} | {k: self.quantile(q) for k, q in quantiles.items()}
@@ -101,11 +105,15 @@ class Result:
     seed: int | None = None
     checkpoint: Path | None = None
     trained_px: float | None = None
-    settings: dict = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     operations: Operations = Operations()
-    errors: dict = dataclasses.field(default_factory=lambda: defaultdict(Spread))  # by (table, column)
+    errors: dict[tuple[str, Any], Spread] = dataclasses.field(
+        default_factory=lambda: defaultdict(Spread)
+    )  # by (table, column)
 
-    def add(self, errors_px, conditions, shapes):
+    def add(
+        self, errors_px: Tensor, conditions: Sequence[Mapping[str, Any]], shapes: Iterable[str | int]
+    ) -> None:
         """Take in errors (T, B, N) of B windows, recorded under `conditions`, of N `shapes`."""
         per_window = errors_px.mean((0, 2))
         self.errors["all", "all"].add(per_window)
@@ -120,12 +128,12 @@ class Result:
             self.errors["time", step].add(errors)
 
 
-def mean_and_deviation(values):
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard deviation (n - 1) of some numbers; the deviation of a single one is NaN."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def grouped(results):
+def grouped(results: Sequence[Result]) -> dict[tuple[str, str | None], list[Result]]:
     """Results by network and initialisation: {(network, initialisation): [Result, ...]}, sorted as given."""
     groups = defaultdict(list)
     for result in results:
@@ -133,7 +141,7 @@ def grouped(results):
     return dict(groups)
 
 
-def differences(group):
+def differences(group: Sequence[Result]) -> list[str]:
     """Names of the settings in which a group's checkpoints differ, other than the seed; and whether two have
     the same seed."""
     names = {name for result in group for name in result.settings} - {"seed"}
@@ -142,7 +150,7 @@ def differences(group):
     return differ + (["seed, which two have in common"] if len(set(seeds)) < len(seeds) else [])
 
 
-def tables(results, title):
+def tables(results: Sequence[Result], title: str) -> str:
     """The Markdown that the command prints."""
     groups = grouped(results)
     header = ["network", "initialisation", "checkpoints", "mean", "+-", "quarter", "median", "three quarters"]
@@ -182,12 +190,15 @@ def tables(results, title):
     if any(sums.frames for *_, sums in counted):
         parts.append("\n### Operations per frame, in thousands")
         parts.append(operations_table([row for row in counted if row[2].frames]))
-    lines = [
+    checkpoints = [
         [r.checkpoint, r.seed, r.errors["all", "all"].mean, r.trained_px] for r in results if r.checkpoint
     ]
-    parts += ["\n### By checkpoint", markdown_table(["checkpoint", "seed", "mean", "when saved"], lines)]
+    parts += [
+        "\n### By checkpoint",
+        markdown_table(["checkpoint", "seed", "mean", "when saved"], checkpoints),
+    ]
     return "\n".join(parts)
 
 
-def pooled(group, key):
+def pooled(group: Sequence[Result], key: tuple[str, Any]) -> Spread:
     return sum((result.errors[key] for result in group if key in result.errors), Spread())

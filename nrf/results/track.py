@@ -8,23 +8,32 @@ files; those of event cameras (.raw, .dat, .aedat4) are cut into frames of 1 ms 
 field.
 """
 
+import argparse
 import shutil
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from nrf.config import Config
 from nrf.data.cameras import View, read_any
 from nrf.data.dataset import stacked
+from nrf.data.recordings import Recording
 from nrf.network.coordinates import unit_to_pixel
 from nrf.pictures.films import check_film, terminal_picture, track_gif
 from nrf.results.tables import initialisation_name, network_name
 from nrf.system.files import whole_file
 from nrf.training.checkpoints import load_trained, pick_device
+from nrf.training.module import ShapesModel, TrackingState
+
+# t, frame (2, H, W), positions so far (t + 1, N, 2), heat maps (N, h, w) or None
+Step = Callable[[int, Tensor, np.ndarray, np.ndarray | None], None]
 
 
 class Tracker:
@@ -34,19 +43,20 @@ class Tracker:
     `stack_frames` frames are kept where it sees several.
     """
 
-    def __init__(self, model):
-        self.model, self.state = model, None
-        self.recent = deque(maxlen=model.config.stack_frames)
+    def __init__(self, model: ShapesModel) -> None:
+        self.model = model
+        self.state: TrackingState | None = None
+        self.recent: deque[Tensor] = deque(maxlen=model.config.stack_frames)
 
     @torch.inference_mode()
-    def step(self, frame):
+    def step(self, frame: Tensor) -> tuple[Tensor, Tensor] | None:
         """Positions (N, 2) in pixels and heat maps (N, h, w) after the next frame (2, H, W).
 
         The position is where each shape will be `network_delay` ms later.  None while the frames that the
         network sees at once are not all there.
         """
         self.recent.append(frame)
-        if len(self.recent) < self.recent.maxlen:
+        if len(self.recent) < self.model.config.stack_frames:
             return None
         config = self.model.config
         frames = stacked(torch.stack(list(self.recent))[:, None], config.stack_frames, config.sum_frames)
@@ -61,7 +71,7 @@ class Track(NamedTuple):
     step_ms: np.ndarray  # (steps,) milliseconds that the network took for each prediction
 
 
-def frames_of(recording):
+def frames_of(recording: Recording) -> Iterator[Tensor]:
     """The frames (2, H, W) of a recording in turn, uint8; one at a time in memory."""
     starts = torch.searchsorted(recording.events[:, 0].contiguous(), torch.arange(recording.shape[0] + 1))
     for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
@@ -70,11 +80,12 @@ def frames_of(recording):
         yield frame
 
 
-def follow(model, recording, each=None):
+def follow(model: ShapesModel, recording: Recording, each: Step | None = None) -> Track:
     """The Track of a network through a Recording; each(t, frame, position_px, heatmaps) sees every step."""
     tracker, device = Tracker(model), next(model.parameters()).device
     T, N = recording.shape[0], model.config.n_classes
-    predicted_px, heatmaps, step_ms = np.full((T, N, 2), np.nan), [None] * T, []
+    predicted_px, step_ms = np.full((T, N, 2), np.nan), []
+    heatmaps: list[np.ndarray | None] = [None] * T
     for t, frame in enumerate(frames_of(recording)):
         start = time.perf_counter()
         step = tracker.step(frame.to(device))
@@ -88,7 +99,7 @@ def follow(model, recording, each=None):
     return Track(predicted_px, maps, np.array(step_ms))
 
 
-def delayed_labels(recording, delay, n_classes):
+def delayed_labels(recording: Recording, delay: int, n_classes: int) -> np.ndarray:
     """Where the shapes are `delay` ms after each frame (T, N, 2): NaN beyond the end, or without labels."""
     labels_px = np.full((recording.shape[0], n_classes, 2), np.nan)
     if recording.labels is not None:
@@ -97,7 +108,7 @@ def delayed_labels(recording, delay, n_classes):
     return labels_px
 
 
-def summary(track, labels_px, config):
+def summary(track: Track, labels_px: np.ndarray, config: Config) -> str:
     """Error and speed, in words."""
     errors_px = np.linalg.norm(track.predicted_px - labels_px, axis=-1).mean(1)
     known = np.isfinite(errors_px)
@@ -118,14 +129,14 @@ def summary(track, labels_px, config):
     return "\n".join(lines)
 
 
-def live(recording, labels_px, stream):
+def live(recording: Recording, labels_px: np.ndarray, stream: TextIO) -> Step:
     """A function for `follow` that draws every step as text on a stream, in place on a terminal."""
     columns, lines = shutil.get_terminal_size()
     home, T = "\x1b[H" if stream.isatty() else "", recording.shape[0]
     if stream.isatty():
         stream.write("\x1b[2J")
 
-    def draw(t, frame, predicted_px, heatmaps):
+    def draw(t: int, frame: Tensor, predicted_px: np.ndarray, heatmaps: np.ndarray | None) -> None:
         picture = terminal_picture(
             frame.numpy(), labels_px[t], predicted_px[t], heatmaps, (columns, lines - 2)
         )
@@ -137,7 +148,7 @@ def live(recording, labels_px, stream):
     return draw
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> Track:
     """The Track of a command line; draws and prints what it asks for."""
     View.of(arguments, (1, 1))
     out = arguments.out or (None if arguments.live else "track.gif")

@@ -17,7 +17,9 @@ import sys
 import zipfile
 import zlib
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import torch
 
@@ -38,14 +40,14 @@ class ArchiveError(ValueError):
     """What is wrong with an archive, in words, without its name."""
 
 
-def save_whole(path, content):
+def save_whole(path: str | Path, content: object) -> None:
     """`torch.save`, atomically; the same content makes the same bytes."""
     archive = io.BytesIO()  # a file's own name would end up in it
     torch.save(content, archive)
     write_whole(path, archive.getbuffer())
 
 
-def load_archive(path, max_bytes=GIB):
+def load_archive(path: str | Path, max_bytes: int = GIB) -> Any:
     """The content of a `torch.save`d file on the CPU.  ArchiveError for anything but plain tensors,
     containers, numbers and texts, whole, in at most `max_bytes`; OSError where there is no file to read."""
     with _archive(path, max_bytes) as (file, size):
@@ -54,13 +56,13 @@ def load_archive(path, max_bytes=GIB):
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def load_tensors(path, n, max_bytes=GIB):
+def load_tensors(path: str | Path, n: int, max_bytes: int = GIB) -> list[torch.Tensor]:
     """The tensors, dense or sparse, of a list of n, over the memory of the file's bytes; errors as above.
 
     None requires a gradient, and the indices of sparse ones are not checked.
     """
     with _archive(path, max_bytes) as (file, size):
-        content = memoryview(torch.empty(size, dtype=torch.uint8).numpy())
+        content = torch.empty(size, dtype=torch.uint8).numpy().data
         file.readinto(content)
         found = _dry_run(file, content)
         if not isinstance(found, list | tuple) or len(found) != n:
@@ -69,7 +71,7 @@ def load_tensors(path, n, max_bytes=GIB):
 
 
 @contextlib.contextmanager
-def _archive(path, max_bytes):
+def _archive(path: str | Path, max_bytes: int) -> Iterator[tuple[io.BufferedReader, int]]:
     """The open file and its size; what goes wrong with it becomes an ArchiveError."""
     with open(path, "rb") as file:
         try:
@@ -86,7 +88,7 @@ def _archive(path, max_bytes):
             raise ArchiveError(f"{type(error).__name__}: {said}" if said else type(error).__name__) from error
 
 
-def _dry_run(file, content):
+def _dry_run(file: IO[bytes], content: bytes | memoryview) -> Any:
     """What the pickle of an archive holds, with stand-ins for tensors, from the open file and its bytes.
     ArchiveError, or whatever zipfile, pickle and torch raise, unless torch can read it safely."""
     with zipfile.ZipFile(file) as archive:
@@ -106,7 +108,7 @@ def _dry_run(file, content):
     return _DryRun(bytes(records[pickles[0]]), records, folder).load()
 
 
-def _record(entry, content):
+def _record(entry: zipfile.ZipInfo, content: memoryview) -> memoryview:
     """The bytes of an entry of a zip's directory, after its header."""
     start = entry.header_offset
     signature, name, extra = struct.unpack("<4s22x2H", content[start : start + 30])
@@ -117,7 +119,7 @@ def _record(entry, content):
     return record
 
 
-def _check_directory(file, size):
+def _check_directory(file: IO[bytes], size: int) -> None:
     """ArchiveError unless the end of the file is that of a zip with a directory of a likely size."""
     file.seek(max(size - 98, 0))
     tail = file.read(98)
@@ -138,37 +140,39 @@ class _Storage(NamedTuple):
 class _Tensor(NamedTuple):
     storage: _Storage
     offset: int
-    size: tuple
-    stride: tuple
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
 class _Sparse(NamedTuple):
     indices: _Tensor
     values: _Tensor
-    size: tuple
+    size: tuple[int, ...]
 
 
 class _DryRun(pickle.Unpickler):
     """The pickle of an archive, with stand-ins that hold nothing: ArchiveError for what a tensor cannot
     be."""
 
-    def __init__(self, content, records, folder):
+    def __init__(self, content: bytes, records: Mapping[str, memoryview], folder: str) -> None:
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name in OPCODES_REFUSED:
                 raise ArchiveError(f"its pickle uses {opcode.name}")
-            if "PUT" in opcode.name and int(argument) > len(content):  # the unpickler would allocate as many
+            if "PUT" in opcode.name and int(argument or 0) > len(
+                content
+            ):  # the unpickler would allocate as many
                 raise ArchiveError("its pickle asks for too much memory")
         super().__init__(io.BytesIO(content))
         self.records, self.folder = records, folder
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         if f"{module}.{name}" not in STAND_INS:
             raise ArchiveError(f"it holds a {module}.{name}")
         return STAND_INS[f"{module}.{name}"]
 
-    def persistent_load(self, identifier):
+    def persistent_load(self, identifier: Any) -> _Storage:
         tag, dtype, key, _, n = identifier
         types = isinstance(dtype, torch.dtype), type(key) is str, type(n) is int
         if tag != "storage" or not all(types) or n < 0:
@@ -179,7 +183,7 @@ class _DryRun(pickle.Unpickler):
         return _Storage(record, dtype)
 
 
-def _tensor(storage, offset, size, stride, *rest):
+def _tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *rest: object) -> _Tensor:
     numbers = (offset, *size, *stride)
     flags = any(rest[2:])  # its numbers are to be negated
     if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in numbers) or flags:
@@ -191,13 +195,13 @@ def _tensor(storage, offset, size, stride, *rest):
     return _Tensor(storage, offset, tuple(size), tuple(stride))
 
 
-def _sparse(layout, parts):
+def _sparse(layout: str, parts: Sequence) -> _Sparse:
     if layout == "torch.sparse_coo":
         return _Sparse(*parts[:3])
     raise ArchiveError("a tensor of another layout")
 
 
-def _made(found):
+def _made(found: object) -> torch.Tensor:
     """The tensor that a stand-in stands for."""
     if isinstance(found, _Sparse):
         indices, values = _made(found.indices), _made(found.values)

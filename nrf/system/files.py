@@ -5,18 +5,17 @@ ever meets half of one.
 """
 
 import contextlib
+import importlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # not a Unix: nothing is locked
-    fcntl = None
+fcntl = importlib.import_module("fcntl") if os.name == "posix" else None  # elsewhere nothing is locked
 
 
 @contextlib.contextmanager
-def whole_file(path, ending="", make_folder=True):
+def whole_file(path: str | Path, ending: str = "", make_folder: bool = True) -> Iterator[Path]:
     """A name to write to, renamed to `path` if all went well and removed otherwise.
 
     ending: of that name, where what writes takes the kind of file from it.
@@ -35,7 +34,7 @@ def whole_file(path, ending="", make_folder=True):
             partial.unlink(missing_ok=True)
 
 
-def write_whole(path, content):
+def write_whole(path: str | Path, content: bytes | memoryview) -> None:
     """Write bytes to a file atomically, into an existing folder.  OSError naming the file."""
     try:
         with whole_file(path, make_folder=False) as partial, partial.open("wb") as file:
@@ -45,7 +44,7 @@ def write_whole(path, content):
 
 
 @contextlib.contextmanager
-def locked(path):
+def locked(path: str | Path) -> Iterator[None]:
     """Only one process at a time is inside for this path, where the file system has locks."""
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(Path(path).with_name(f".{Path(path).name}.lock").open("w"))

@@ -2,16 +2,17 @@
 
 import html
 import math
+from collections.abc import Iterable, Sequence
 
 
-def cell(value, digits=2):
+def cell(value: object, digits: int = 2) -> str:
     """A table's cell: floats to `digits`, nothing for None and NaN."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
-def markdown_table(header, rows):
+def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table, its columns aligned; cells as `cell` writes them."""
     lines = [[cell(value).replace("|", "\\|") for value in line] for line in (header, *rows)]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
@@ -22,7 +23,7 @@ def markdown_table(header, rows):
     )
 
 
-def html_table(header, rows):
+def html_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """The same table in HTML."""
     head, *body = (
         "<tr>" + "".join(f"<{tag}>{html.escape(cell(value))}</{tag}>" for value in line) + "</tr>"

@@ -8,7 +8,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of `mallopt`, malloc.h
 MOST = 2**31 - 1  # bytes, the most that it takes
 
 
-def keep_memory():
+def keep_memory() -> None:
     """Let malloc keep what is freed, on glibc; elsewhere, or where MALLOC_TRIM_THRESHOLD_ is set in the
     environment, nothing changes.
 

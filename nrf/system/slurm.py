@@ -17,23 +17,27 @@ be requeued at once, and starts again once it has ended, also by SIGKILL.
 import os
 import re
 import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
 
+Run = TypeVar("Run")
 RESTARTS = 5  # of a job that never reached a checkpoint
 PATIENCE_S = 60  # with scontrol
 
 
-def within():
+def within() -> bool:
     """Whether this process is one of a SLURM job."""
     return "SLURM_JOB_ID" in os.environ
 
 
-def srun():
+def srun() -> list[str]:
     """The words that start a command in all tasks of the job; none where it has a single one."""
     several = int(os.environ.get("SLURM_NTASKS", 1)) > 1
     return ["srun", "--kill-on-bad-exit=1"] if several else []
 
 
-def own_task(runs):
+def own_task(runs: list[Run]) -> list[Run]:
     """The runs of this process: the i-th in task i of a SLURM array, else all."""
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     if task is None:
@@ -47,7 +51,7 @@ def own_task(runs):
     return runs[int(task) - 1 : int(task)]
 
 
-def _scontrol(*words):
+def _scontrol(*words: str) -> tuple[str, str]:
     """Output and complaint of scontrol; the complaint is empty if all went well."""
     try:
         done = subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=PATIENCE_S)
@@ -56,7 +60,7 @@ def _scontrol(*words):
     return done.stdout, (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""
 
 
-def requeue(folders, saved):
+def requeue(folders: Iterable[Path], saved: bool) -> str | None:
     """Asks SLURM to start this job again, once: the only place that does (training.py turns Lightning's off).
 
     saved: whether all runs have ended; until then only a job at its time limit is requeued.  Nor is one that

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import NamedTuple
 
 from nrf.system import slurm
 from nrf.system.files import write_whole
@@ -26,23 +28,23 @@ QUIET = "--enable_progress_bar=false"  # before a line's words, which may turn i
 class Run(NamedTuple):
     name: str  # of its folder: config file, line and seed
     folder: Path
-    words: list  # of the line and of the command line, as they go to learn_shapes.py
+    words: list[str]  # of the line and of the command line, as they go to learn_shapes.py
     problem: str | None  # of a line that cannot be read
 
 
 class Job(NamedTuple):
     run: Run
-    process: Any  # subprocess.Popen
+    process: subprocess.Popen
     lock: int  # file descriptor; also the process holds it
     started: float
 
 
-def cores():
+def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def gpus():
+def gpus() -> list[str]:
     """What CUDA_VISIBLE_DEVICES may name, one each."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
@@ -53,7 +55,7 @@ def gpus():
     return [str(i) for i, line in enumerate(listing.splitlines()) if line.startswith("GPU")]
 
 
-def environment(slot, jobs):
+def environment(slot: int, jobs: int) -> dict[str, str] | None:
     """Of the run in a slot: with several at once each has its GPU, and its share of the processor's cores."""
     if jobs == 1:
         return None
@@ -64,7 +66,7 @@ def environment(slot, jobs):
     return variables
 
 
-def last_line(path):
+def last_line(path: Path) -> str:
     """The last line of a log that says something."""
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - 4096, 0))
@@ -78,16 +80,26 @@ class Sweep:
     on_signal() is called once, as soon as a signal has been passed on.
     """
 
-    def __init__(self, runs, data, jobs, command, on_signal):
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        data: str,
+        jobs: int,
+        command: Callable[[Run, str], list[str]],
+        on_signal: Callable[[], object],
+    ) -> None:
         self.waiting, self.data, self.jobs = list(runs), data, jobs
         self.command, self.on_signal = command, on_signal
-        self.running, self.spent_s = {}, []  # slot: Job; seconds of the runs that finished here
-        self.received, self.passed_on, self.bad, self.stopped = None, None, 0, 0
+        self.running: dict[int, Job] = {}  # by slot
+        self.spent_s: list[float] = []  # of the runs that finished here
+        self.received: int | None = None  # the signal, and what was passed on of it
+        self.passed_on: int | None = None
+        self.bad = self.stopped = 0
 
-    def receive(self, number, frame):
+    def receive(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
 
-    def go(self):
+    def go(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self.receive)
         while self.running or (self.waiting and not self.received):
@@ -100,17 +112,17 @@ class Sweep:
                 if job.process.poll() is not None:
                     self.end(self.running.pop(slot))
             if self.received and not self.passed_on:
-                self.pass_on()
+                self.pass_on(self.received)
 
-    def pass_on(self):
+    def pass_on(self, received: int) -> None:
         # srun would kill its tasks on SIGTERM, and wait for a second one on SIGINT
-        self.passed_on = signal.SIGUSR1 if slurm.srun() else self.received
+        self.passed_on = signal.SIGUSR1 if slurm.srun() else received
         for job in self.running.values():
-            print(f"{job.run.name}: {signal.Signals(self.received).name} passed on", flush=True)
+            print(f"{job.run.name}: {signal.Signals(received).name} passed on", flush=True)
             job.process.send_signal(self.passed_on)
         self.on_signal()
 
-    def start(self, slot, run):
+    def start(self, slot: int, run: Run) -> None:
         reason, lock = run.problem, None
         try:
             reason = reason or self.check(run)
@@ -123,7 +135,7 @@ class Sweep:
             reason = "another process runs it"
         except OSError as error:
             reason = f"{error.strerror}: {error.filename or run.folder}"
-        if reason is not None:
+        if reason is not None or lock is None:
             if lock is not None:
                 os.close(lock)
             self.bad += reason != "finished before"
@@ -149,7 +161,7 @@ class Sweep:
             )
         self.running[slot] = Job(run, process, lock, time.monotonic())
 
-    def check(self, run):
+    def check(self, run: Run) -> str | None:
         """Why a run need not, or must not, start; None if it shall."""
         marker = run.folder / FINISHED
         if not marker.exists():
@@ -164,7 +176,7 @@ class Sweep:
             return f"finished before with other words ({other}): take another LOGS, or delete {run.folder}"
         return "finished before"
 
-    def end(self, job):
+    def end(self, job: Job) -> None:
         code, spent = job.process.returncode, time.monotonic() - job.started
         try:
             said = last_line(job.run.folder / "run.log")
@@ -181,7 +193,7 @@ class Sweep:
             return
         if code == 128 + signal.SIGTERM and slurm.srun():
             self.received = self.received or signal.SIGTERM  # preemption with a grace time signals tasks only
-        ours = {self.received, self.passed_on} - {None}
+        ours = {number for number in (self.received, self.passed_on) if number}
         if code in {-n for n in ours} | {128 + n for n in ours}:
             self.stopped += 1
             print(f"{job.run.name}: stopped after {spent:.0f} s", flush=True)
@@ -192,14 +204,14 @@ class Sweep:
         )
         print(f"{job.run.name}: failed ({ended}): {said}", file=sys.stderr, flush=True)
 
-    def left(self):
+    def left(self) -> str:
         """How many runs are left, and for about how long at the mean of those before; "" for none."""
         n = len(self.waiting) + len(self.running)
         minutes = n * sum(self.spent_s) / len(self.spent_s) / min(self.jobs, max(n, 1)) / 60
         return f"; {n} left, about {max(minutes, 1):.0f} min" if n else ""
 
 
-def has_trained(folder):
+def has_trained(folder: Path) -> bool:
     """Whether a run in this folder has finished, by its own record: `--help` in a line also exits with 0."""
     for path in folder.glob("*/version_*/run.json"):
         with contextlib.suppress(OSError, ValueError, RecursionError):
@@ -209,7 +221,7 @@ def has_trained(folder):
     return False
 
 
-def write_marker(run, data, seconds):
+def write_marker(run: Run, data: str, seconds: float) -> None:
     """finished.json, written atomically: the words of the run, and how long its last part took."""
     content = {
         "data": data,

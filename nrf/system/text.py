@@ -3,14 +3,15 @@
 import io
 import os
 import sys
+from typing import Any
 
 
-def printable(text):
+def printable(text: object) -> str:
     """The text with line breaks, escape codes and whatever else is not printable spelt out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def one_line(text):
+def one_line(text: object) -> str:
     """A message of several lines as one, printable."""
     return printable(" ".join(str(text).split()))
 
@@ -18,14 +19,14 @@ def one_line(text):
 class _Unread(io.FileIO):
     """A file descriptor to which a program may write although nobody reads any more."""
 
-    def write(self, content):
+    def write(self, content: Any) -> int:
         try:
             return super().write(content)
         except BrokenPipeError:
             return len(content)
 
 
-def open_output():
+def open_output() -> None:
     """Let stdout and stderr take every text, whether they are closed or their reader has gone (`| head -1`):
     neither ends a program that still has something to save."""
     for number, name in ((1, "stdout"), (2, "stderr")):
