@@ -74,7 +74,12 @@ class CommandLine(jsonargparse.ArgumentParser):
         text = re.sub(r'Parser key "(\S+)":', r"--\1:", text).replace("argument --", "--")
         text = text.replace("Problems parsing config:", "--config:")
         text = text.replace("invalid zero_or_one value:", "expected 0 or 1, not")
-        if wanted := re.findall(r"Expected an? <class '(\w+)'>", text):
+        built = re.search(r"class_path='([^']+)'", text)
+        lines = re.sub(r"Problem with given class_path '.+':\s*", "", str(message))
+        reasons = [why for why in re.findall(r"^ *- (.+)$", lines, re.M) if "Expected" not in why]
+        if built and reasons:
+            text = f"{built[1]}: {reasons[0]}"
+        elif wanted := re.findall(r"Expected an? <class '(\w+)'>", text):
             value = re.search(r"(?:Got|Given) value: (.*)$", text)
             flag = text.split(":")[0]
             text = (

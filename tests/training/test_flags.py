@@ -126,6 +126,19 @@ def test_further_loggers_and_callbacks_come_beside_ours(data, tmp_path):
     assert any("EarlyStopping" in name for name in kept) and "Published" in kept
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("--callbacks=EarlyStopping --callbacks.monitor=loss --callbacks.mode=sideways", "got sideways"),
+        ("--logger=WandbLogger", "wandb"),  # not among what the tests install
+    ],
+)
+def test_a_class_that_cannot_be_made_says_why(data, tmp_path, capsys, words, why):
+    assert train(data, tmp_path, *words.split()) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("learn_shapes.py: ")]
+    assert len(lines) == 1 and words.split()[0].split("=")[1] in lines[0] and why in lines[0], lines
+
+
 def test_without_a_logger_the_run_is_kept_all_the_same(data, tmp_path, capsys):
     assert train(data, tmp_path, "--logger=false") == 0
     out = capsys.readouterr().out
