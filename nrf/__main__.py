@@ -5,11 +5,13 @@ import difflib
 import importlib
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 if Path(sys.path[0]) == HERE:  # started as a folder: its parent is what holds the package
     sys.path[0] = str(HERE.parent)
+
 
 from nrf import __version__  # noqa: E402
 from nrf.system.text import open_output  # noqa: E402
@@ -29,7 +31,7 @@ COMMANDS = {
 }
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first argument names; returns its exit code."""
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
@@ -47,7 +49,7 @@ def main(argv=None):
     return importlib.import_module(f"nrf.commands.{name}").main(arguments)
 
 
-def leave(command=main):
+def leave(command: Callable[[], int] = main) -> None:
     """Run a command as a program and exit with its code: all is done and saved then, and no signal shall end
     it otherwise."""
     open_output()

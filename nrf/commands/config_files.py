@@ -1,10 +1,11 @@
 """What a `config_*.txt` holds: a run a line, the flags of learn_shapes.py."""
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def config_lines(path):
+def config_lines(path: str | Path) -> Iterator[tuple[int, list[str], str | None]]:
     """What a `config_*.txt` holds, line by line: (number in the file, command-line words, problem).
 
     Blank lines and # comments are skipped.  The words are data: no shell reads them.  problem: in words
@@ -25,7 +26,7 @@ def config_lines(path):
             yield number, words, problem
 
 
-def read_config_lines(path):
+def read_config_lines(path: str | Path) -> list[list[str]]:
     """The runs of a `config_*.txt`: a list of words each.  ValueError naming file and line for a bad one."""
     runs = []
     for number, words, problem in config_lines(path):

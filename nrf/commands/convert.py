@@ -10,13 +10,16 @@ of the recording, straight lines between them.  What is not labelled throughout 
 labels, the label of a frame is the centroid of its events: of one object in front of a camera at rest.
 """
 
+import argparse
+from collections.abc import Sequence
+
 from nrf.commands.parser import CommandLine, add_view, finish
 from nrf.data.cameras import View
 from nrf.data.conversion import TONIC, convert, convert_tonic, folders_of
-from nrf.data.labels import read_labels
+from nrf.data.labels import Labels, read_labels
 
 
-def command_line():
+def command_line() -> CommandLine:
     parser = CommandLine("nrf convert", usage="%(prog)s IN... OUT [flags]", description=__doc__)
     parser.add_argument("recordings", nargs="+", metavar="IN", help="event cameras' files")
     parser.add_argument("out", metavar="OUT", help="folder for a folder of each recording")
@@ -28,13 +31,13 @@ def command_line():
     return parser
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command_line()
     return finish(parser.prog, run, parser.parse_args(argv))
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
     """Convert every IN and say what became of it."""
     view = View.of(arguments, tuple(arguments.resolution))
     if min(view.resolution) < 1:
@@ -45,7 +48,8 @@ def run(arguments):
             f"--labels: {len(arguments.labels)} for {len(paths)} recordings; expected one for each"
         )
     folders = folders_of(paths, arguments.out)
-    labels = [read_labels(path, view.time_unit) for path in arguments.labels or ()] or [None] * len(paths)
+    labels: list[Labels | None] = [read_labels(path, view.time_unit) for path in arguments.labels or ()]
+    labels = labels or [None] * len(paths)
     for path, folder, own in zip(paths, folders, labels, strict=True):
         if path.startswith(TONIC):
             print(convert_tonic(path, folder, view))

@@ -9,6 +9,8 @@ affine maps of space, scalings of time, both at once, and motion; for the exact,
 covariance.csv and pictures to the folder, and prints the tables.  A minute on one core.
 """
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,21 +21,21 @@ from nrf.system.files import whole_file
 from nrf.training.checkpoints import load_trained
 
 
-def command_line():
+def command_line() -> CommandLine:
     parser = CommandLine("nrf covariance", description=__doc__)
     parser.add_argument("checkpoint", nargs="?", help="a .ckpt file of learn_shapes.py (default: none)")
     parser.add_argument("--out", default="covariance", help="folder to write to")
     return parser
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command_line()
     return finish(parser.prog, show, parser.parse_args(argv))
 
 
 @torch.no_grad()
-def show(arguments):
+def show(arguments: argparse.Namespace) -> None:
     """Measure, print the tables, and write them with the pictures."""
     out = Path(arguments.out)
     trained = load_trained(arguments.checkpoint) if arguments.checkpoint else None

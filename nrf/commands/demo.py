@@ -8,18 +8,20 @@ fields and from uniform noise, as `nrf reproduce` does.  The folder `demo` gets 
 kernels.png, and film.gif with the four networks side by side.  Five minutes on two cores, no GPU.
 """
 
+import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from nrf.commands import generate_data, learn_shapes
 from nrf.commands.parser import CommandLine, finish
 from nrf.data.dataset import recordings
-from nrf.data.recordings import read_recording
+from nrf.data.recordings import Recording, read_recording
 from nrf.pictures.films import Panel, film
-from nrf.pictures.plots import kernel_bank, learning_curves
+from nrf.pictures.plots import Curve, kernel_bank, learning_curves
 from nrf.results import evaluate
 from nrf.results.logs import read_scalars
 from nrf.results.report import ERROR
@@ -47,15 +49,15 @@ FILM_FRAMES = 128
 FPS = 12
 
 
-def train(words, data_root, logs, seed):
+def train(words: str, data_root: Path, logs: Path, seed: int) -> tuple[str, Curve]:
     """Train with these flags; returns the best checkpoint's path, and (epochs, errors in pixels)."""
     trainer = train_run(learn_shapes.parse([str(data_root), str(logs), *words.split(), "--seed", str(seed)]))
-    errors = read_scalars(Path(trainer.logger.log_dir), (ERROR,))[ERROR]
+    errors = read_scalars(Path(str(trainer.logger.log_dir)), (ERROR,))[ERROR]
     errors_px = [errors[step] for step in sorted(errors)]
     return trainer.checkpoint_callback.best_model_path, (range(1, len(errors_px) + 1), errors_px)
 
 
-def side_by_side(path, recording, checkpoints):
+def side_by_side(path: Path, recording: Recording, checkpoints: Mapping[str, str]) -> None:
     """A film of the networks {name: checkpoint} on a Recording, at `path`."""
     panels = []
     for name, checkpoint in checkpoints.items():
@@ -68,7 +70,7 @@ def side_by_side(path, recording, checkpoints):
         film(partial, frames, labels_px[:FILM_FRAMES], panels, FPS)
 
 
-def draw_fields(path):
+def draw_fields(path: Path) -> None:
     """The bank of receptive fields that the networks start from, a PNG at `path`."""
     settings = learn_shapes.parse(["DATA", "LOGS", *SIZE.lines()["LI", FIELDS].split()])
     rows = spatial_parameters(*(settings[f"n_{name}"] for name in ("spatial_scales", "angles", "ratios")))
@@ -77,7 +79,7 @@ def draw_fields(path):
         kernel_bank(kernels.numpy(), rows.numpy(), partial)
 
 
-def demonstrate(arguments):
+def demonstrate(arguments: argparse.Namespace) -> None:
     """Everything that the demo leaves in its folder."""
     out, seed = Path(arguments.out), arguments.seed
     out.mkdir(parents=True, exist_ok=True)
@@ -88,9 +90,13 @@ def demonstrate(arguments):
     lines = SIZE.lines()
     runs = {name: train(lines[kind], data_root, out / "logs", seed) for name, kind in KINDS.items()}
     checkpoints = {name: checkpoint for name, (checkpoint, _) in runs.items()}
-    asked = {"data": str(data_root), "checkpoints": list(checkpoints.values()), "out": str(out / "errors")}
+    asked: dict[str, Any] = {
+        "data": str(data_root),
+        "checkpoints": list(checkpoints.values()),
+        "out": str(out / "errors"),
+    }
     asked |= {"split": "val", "batch_size": None, "num_workers": 0, "device": "cpu", "operations": False}
-    results = evaluate.run(SimpleNamespace(**asked))
+    results = evaluate.run(argparse.Namespace(**asked))
     centre = next(result for result in results if result.network == evaluate.CENTRE)
     with whole_file(out / "learning.png") as partial:
         curves = {name: curve for name, (_, curve) in runs.items()}
@@ -101,7 +107,7 @@ def demonstrate(arguments):
     print(f"see {out}/film.gif, learning.png, kernels.png, errors/; tensorboard --logdir {out}/logs")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = CommandLine("nrf demo", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="seed of data and training")

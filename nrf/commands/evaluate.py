@@ -10,12 +10,15 @@ those that a network was trained with.  --operations counts what a network costs
 only where events and spikes are (`nrf/results/operations.py` defines it).
 """
 
+import argparse
+from collections.abc import Sequence
+
 from nrf.commands.parser import CommandLine, finish
 from nrf.results.evaluate import run
 from nrf.results.tables import tables
 
 
-def command_line():
+def command_line() -> CommandLine:
     parser = CommandLine("nrf evaluate", usage="%(prog)s DATA CHECKPOINT... [flags]", description=__doc__)
     parser.add_argument("data", help="folder of folders of recordings, as generate_data makes them")
     parser.add_argument(
@@ -32,13 +35,13 @@ def command_line():
     return parser
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command_line()
     return finish(parser.prog, show, parser.parse_args(argv))
 
 
-def show(arguments):
+def show(arguments: argparse.Namespace) -> None:
     """Print the tables of a command line; write what --out asks for."""
     results = run(arguments)
     windows = results[0].errors["all", "all"].n

@@ -8,6 +8,8 @@ written it is run on random events by onnxruntime, by torch.export.load or by ni
 the network; the largest difference is printed.  NIR holds the spiking layers of net lif; the rest is named.
 """
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from nrf.commands.parser import CommandLine, finish
@@ -15,7 +17,7 @@ from nrf.results.export import FORMATS, export
 from nrf.training.checkpoints import load_trained
 
 
-def command_line():
+def command_line() -> CommandLine:
     parser = CommandLine("nrf export", usage="%(prog)s CHECKPOINT --to FORMAT [flags]", description=__doc__)
     parser.add_argument("checkpoint", help="a .ckpt file of learn_shapes.py")
     parser.add_argument("--to", choices=tuple(FORMATS), required=True, help="format")
@@ -25,13 +27,13 @@ def command_line():
     return parser
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command_line()
     return finish(parser.prog, run, parser.parse_args(argv))
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
     """Export, and say what was written."""
     if arguments.frames is not None and arguments.frames < 1:
         raise ValueError(f"--frames {arguments.frames}: expected 1 or more")

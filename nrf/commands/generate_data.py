@@ -16,8 +16,10 @@ import itertools
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from nrf.commands.parser import CommandLine
 from nrf.data.generation import (
@@ -29,10 +31,10 @@ from nrf.data.generation import (
 )
 from nrf.gerd.render import GENERATORS, SHAPES, RenderParameters
 
-DEFAULTS = {f.name: f.default for f in fields(RenderParameters)}
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(RenderParameters)}
 
 
-def parse(arguments):
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandLine("nrf generate_data", usage="%(prog)s N OUT [flags]", description=__doc__)
     add = parser.add_argument
     add("n", type=_natural, metavar="N", help="recordings per condition")
@@ -71,31 +73,31 @@ def parse(arguments):
     return parser.parse_args(arguments)
 
 
-def _natural(text):  # jsonargparse calls these with what they returned, too
+def _natural(text: object) -> int:  # jsonargparse calls these with what they returned, too
     text = str(text)
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number >= 1")
     return int(text)
 
 
-def _whole(text):
+def _whole(text: object) -> int:
     text = str(text)
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number >= 0")
     return int(text)
 
 
-def _shard(text):
+def _shard(text: str | tuple[int, int]) -> tuple[int, int]:
     if isinstance(text, tuple):
         return text
-    i, separator, n = text.partition("/")
-    i, n = _natural(i), _natural(n)
+    first, _, last = text.partition("/")
+    i, n = _natural(first), _natural(last)
     if i > n:
         raise argparse.ArgumentTypeError(f"{text!r}: expected I/N, I from 1 to N")
     return i, n
 
 
-def _size(text):
+def _size(text: Any) -> str | float:
     if text in ("random", "changing"):
         return text
     try:
@@ -104,11 +106,11 @@ def _size(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a size in pixels, random or changing") from None
 
 
-def _cores():
+def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 a recording failed, 2 wrong usage, 130 stopped by Ctrl-C."""
     args = parse(arguments)
     try:

@@ -5,6 +5,8 @@ Every setting is a field of `config.Config`; every flag of Lightning's Trainer i
 
 import signal
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -19,7 +21,7 @@ from nrf.training.stopping import Stopped
 from nrf.training.trainer import writes
 
 
-def command_line():
+def command_line() -> CommandLine:
     usage, description = "%(prog)s DATA LOGS [flags]", __doc__.split(":")[0]
     parser = CommandLine("learn_shapes.py", usage=usage, description=description)
     parser.add_argument("data_root", help="folder of folders of recordings, as nrf generate_data makes them")
@@ -36,7 +38,7 @@ def command_line():
     return parser
 
 
-def parse(argv=None):
+def parse(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line as a dict of flags. SystemExit 2 after one line for a bad one."""
     parser = command_line()
     arguments = parser.parse_args(argv)
@@ -46,7 +48,7 @@ def parse(argv=None):
         parser.error(f"a class path among the flags: {type(error).__name__}: {error}")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = parse(argv)
     try:

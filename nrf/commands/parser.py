@@ -6,6 +6,8 @@ import difflib
 import re
 import sys
 import textwrap
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import jsonargparse
 import shtab
@@ -25,7 +27,7 @@ LOAD_YAML = jsonargparse.get_loader("yaml")
 jsonargparse.set_loader("yaml", lambda text: plain_yaml(text, LOAD_YAML), exceptions=(yaml.YAMLError,))
 
 
-def zero_or_one(text):
+def zero_or_one(text: object) -> int:
     """0 or 1, also written False or True; ValueError for anything else."""
     values = {"0": 0, "1": 1, "false": 0, "true": 1}
     if str(text).lower() not in values:
@@ -36,14 +38,14 @@ def zero_or_one(text):
 class Help(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
     """Short names of values, the default after each flag, indented lines of a description as they are."""
 
-    def _fill_text(self, text, width, indent):
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
         parts = text.strip().split("\n\n")
         return "\n\n".join(part if part[0] == " " else textwrap.fill(part, width) for part in parts)
 
-    def _get_default_metavar_for_optional(self, action):
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         return action.dest.rsplit("_", 1)[-1].upper()
 
-    def _get_help_string(self, action):
+    def _get_help_string(self, action: argparse.Action) -> str:
         text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``", r"\1", action.help or "")  # Lightning's marks
         default, unsaid = action.default, (None, argparse.SUPPRESS, "==SUPPRESS==")
         if not action.option_strings or "default:" in text.lower() or default is False or default in unsaid:
@@ -56,20 +58,20 @@ class CommandLine(jsonargparse.ArgumentParser):
     """What all commands have in common: --help in one style, --version, --print-completion, and errors in one
     line (what, and what was expected) with exit code 2."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         named = bool(args)  # else one for a class's arguments, which may have a version of their own
         version = {"version": __version__} if named else {}
         super().__init__(*args, **{"formatter_class": Help} | version | kwargs)
         shtab.add_argument_to(self, help="print what completes this command's flags in a shell")
         self._option_string_actions["--print-completion"].default = argparse.SUPPRESS  # no flag of a run
 
-    def parse_args(self, *args, **kwargs):
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().parse_args(*args, **kwargs)
         except UnicodeDecodeError as error:
             self.error(f"--config: not a text ({error}); expected a YAML file of flags")
 
-    def error(self, message, ex=None):
+    def error(self, message: object, ex: BaseException | None = None) -> NoReturn:
         text = " ".join(str(message).split())
         text = re.sub(r'Parser key "(\S+)":', r"--\1:", text).replace("argument --", "--")
         text = text.replace("Problems parsing config:", "--config:")
@@ -94,7 +96,7 @@ class CommandLine(jsonargparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def add_settings(parser):
+def add_settings(parser: CommandLine) -> None:
     """A flag for every field of `Config`."""
     import nrf.training.module  # noqa: F401, its tables are the choices; it takes seconds to load
 
@@ -112,7 +114,7 @@ def add_settings(parser):
         parser.add_argument(f"--{setting.name}", **kwargs)
 
 
-def add_view(parser, frames, frames_help):
+def add_view(parser: CommandLine, frames: int, frames_help: str) -> None:
     """The flags of a `View` of an event camera's file."""
     parser.add_argument("--frames", type=int, default=frames, help=frames_help)
     parser.add_argument("--start", type=int, default=0, help="frames to skip, from the first event on")
@@ -127,7 +129,7 @@ def add_view(parser, frames, frames_help):
     parser.add_argument("--time_unit", choices=tuple(UNITS_US), help="unit of a table's times (default: us)")
 
 
-def finish(prog, command, *arguments):
+def finish(prog: str, command: Callable[..., object], *arguments: Any) -> int:
     """The exit code of a command: 0 if command(*arguments) returns, else what one line on stderr explains:
     1 for a failure, 2 for wrong usage (ValueError), 130 for Ctrl-C."""
     try:

@@ -11,6 +11,8 @@ A run is running while its process lives, or on another machine while its files 
 then it has crashed.  Runs of other programs, without run.json, are running or over.
 """
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,20 +23,20 @@ from nrf.system.files import whole_file
 from nrf.system.markdown import markdown_table
 
 
-def command_line():
+def command_line() -> CommandLine:
     parser = CommandLine("nrf report", usage="%(prog)s LOGS [flags]", description=__doc__)
     parser.add_argument("logs", help="folder of logs, as learn_shapes.py writes them")
     parser.add_argument("--out", default="report", help="folder for index.html and its pictures")
     return parser
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command_line()
     return finish(parser.prog, show, parser.parse_args(argv))
 
 
-def show(arguments):
+def show(arguments: argparse.Namespace) -> None:
     """Print the tables of a folder of logs and write its page."""
     logs, out = Path(arguments.logs), Path(arguments.out)
     runs = [read_run(folder, logs) for folder in tqdm(find_runs(logs), unit="run", disable=None)]

@@ -18,13 +18,16 @@ evaluates and draws what they left.
 import argparse
 import dataclasses
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 from nrf.commands import generate_data, learn_shapes, sweep
 from nrf.commands.parser import CommandLine, finish
 from nrf.config import Config
 from nrf.results import cost, reproduction, reproduction_page
-from nrf.results.reproduction import DATA_SEED, DATA_SETS, NEURONS, SIZES
+from nrf.results.reproduction import DATA_SEED, DATA_SETS, NEURONS, SIZES, Size
 from nrf.system.files import write_whole
 from nrf.system.markdown import markdown_table
 from nrf.system.sweep import FINISHED, cores, gpus
@@ -40,7 +43,7 @@ class Stopped(Exception):
     """A part ended with this exit code, after saying why."""
 
 
-def command_line():
+def command_line() -> CommandLine:
     parser = CommandLine("nrf reproduce", usage="%(prog)s [DATA SET] [flags]", description=__doc__)
     parser.add_argument(
         "data_set", nargs="?", choices=(*DATA_SETS, "both"), default="both", metavar="DATA SET",
@@ -59,7 +62,7 @@ def command_line():
     return parser
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command_line()
     arguments = parser.parse_args(argv)
@@ -69,7 +72,7 @@ def main(argv=None):
         return stop.args[0]
 
 
-def reproduce(arguments):
+def reproduce(arguments: argparse.Namespace) -> None:
     """Everything that the command line asks for."""
     size, out = SIZES[arguments.size], Path(arguments.out or f"reproduction-{arguments.size}")
     data_sets = DATA_SETS if arguments.data_set == "both" else (arguments.data_set,)
@@ -106,12 +109,12 @@ def reproduce(arguments):
     print(f"\nsee {out}/index.html; trained networks: {out}/weights")
 
 
-def check(code):
+def check(code: int) -> None:
     if code:
         raise Stopped(code)
 
 
-def finished(logs):
+def finished(logs: str | Path) -> list[Path]:
     """Folders of the runs that ended well. TrainingError if there are none."""
     folders = sorted(path.parent for path in Path(logs).glob(f"*/{FINISHED}"))
     if not folders:
@@ -119,7 +122,7 @@ def finished(logs):
     return folders
 
 
-def commands(size, sweeps, n_seeds):
+def commands(size: Size, sweeps: Mapping[str, Sequence[str]], n_seeds: int) -> list[str]:
     """What to call on a SLURM cluster, line by line."""
     lines = []
     for name, words in sweeps.items():
@@ -132,7 +135,9 @@ def commands(size, sweeps, n_seeds):
     return lines
 
 
-def estimate(size, data_sets, seeds, jobs, device):
+def estimate(
+    size: Size, data_sets: Sequence[str], seeds: Sequence[int], jobs: int, device: torch.device
+) -> str:
     """What the runs will cost, in words, from a step of each network measured on `device`."""
     rows, total = [], 0.0
     frames, resolution, n_classes, conditions = {}, (300, 300), 3, {}
@@ -162,7 +167,7 @@ def estimate(size, data_sets, seeds, jobs, device):
     return f"{table}\nabout {in_words(total / jobs)} in all with {jobs} at a time, as measured on {device}"
 
 
-def in_words(seconds):
+def in_words(seconds: float) -> str:
     """A duration with its unit."""
     least, unit = next((pair for pair in SECONDS if seconds >= 1.5 * pair[0]), SECONDS[-1])
     return f"{seconds / least:.0f} {unit}"

@@ -17,6 +17,7 @@ import re
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from nrf import __version__
@@ -31,9 +32,9 @@ from nrf.system.sweep import (
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def seeds(text):
+def seeds(text: str) -> list[int]:
     """The seeds of "3", "0-4" or "0-2,7"."""
-    found = []
+    found: list[int] = []
     for part in text.split(","):
         bounds = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         first, last = (int(bounds[1]), int(bounds[2] or bounds[1])) if bounds else (1, 0)
@@ -43,13 +44,13 @@ def seeds(text):
     return list(dict.fromkeys(found))
 
 
-def natural(text):
+def natural(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number >= 1")
     return int(text)
 
 
-def parse(argv):
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         "sweep.sh",
         usage="%(prog)s CONFIG DATA LOGS [flags] [flags for learn_shapes.py]",
@@ -74,13 +75,13 @@ def parse(argv):
     return args, extra
 
 
-def seed_of(words):
+def seed_of(words: Sequence[str]) -> str:
     """The seed that a line sets itself, 0 if it sets none."""
     text = " ".join(words)
     return (re.findall(r"(?:^| )--seed[= ](\d+)(?= |$)", text) or ["0"])[-1]
 
 
-def plan(args, extra):
+def plan(args: argparse.Namespace, extra: Sequence[str]) -> list[Run]:
     """All runs, those of the first seed first."""
     lines = list(config_lines(args.config))
     if not lines:
@@ -98,13 +99,13 @@ def plan(args, extra):
     return runs
 
 
-def command(run, data):
+def command(run: Run, data: str) -> list[str]:
     """The words of a run's command: a line's words are data, no shell ever sees them."""
     program = [*slurm.srun(), sys.executable, str(PACKAGE), "learn_shapes", data, str(run.folder)]
     return [*program, QUIET, *run.words, "--ckpt_path=last"]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     args, extra = parse(argv)
     try:
@@ -125,9 +126,10 @@ def main(argv=None):
             else:
                 print(shlex.join(command(run, args.data)))
         return int(any(run.problem for run in runs))
-    folders, answers = [run.folder for run in runs], []
+    folders = [run.folder for run in runs]
+    answers: list[str] = []
 
-    def ask(saved=False):
+    def ask(saved: bool = False) -> None:
         """Request a requeue of this job within SLURM, reported once."""
         answer = None if answers else slurm.requeue(folders, saved)
         if answer:

@@ -8,11 +8,13 @@ files; those of event cameras (.raw, .dat, .aedat4, .es, .h5, .hdf5, .npz, .npy,
 frames of --bin_us microseconds and laid into the network's field.
 """
 
+from collections.abc import Sequence
+
 from nrf.commands.parser import CommandLine, add_view, finish
 from nrf.results.track import run
 
 
-def command_line():
+def command_line() -> CommandLine:
     parser = CommandLine("nrf track", usage="%(prog)s CHECKPOINT RECORDING [flags]", description=__doc__)
     parser.add_argument("checkpoint", help=".ckpt file of learn_shapes.py")
     parser.add_argument("recording", help=".dat file of nrf generate_data, or an event camera's file")
@@ -28,7 +30,7 @@ def command_line():
     return parser
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = command_line()
     return finish(parser.prog, run, parser.parse_args(argv))

@@ -1,7 +1,10 @@
 """What a run that trains, but not what its user meant, says in one line on stderr."""
 
+from __future__ import annotations
+
 import copy
 import sys
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -10,6 +13,14 @@ from nrf.data.dataset import dense_frames
 from nrf.network.layers import average_pool, layer_response
 from nrf.network.neurons import DT_S, NEURONS
 
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from torch import Tensor
+
+    from nrf.config import Config
+    from nrf.data.dataset import EventBatch
+    from nrf.training.module import ShapesModel
+
 GPU_EVERY = 50  # steps between looks at time constants on a GPU, each of which waits for it
 
 
@@ -17,21 +28,25 @@ class Advice(Callback):
     """Says once when a layer of spiking neurons is silent, when a time constant leaves (0, 1 / dt), and when
     recordings are empty or nearly so."""
 
-    def __init__(self):
-        self.said, self.events, self.windows = set(), 0, 0
-        self.silent = set()  # layers, from 1, without a spike since the epoch's start
+    def __init__(self) -> None:
+        self.said: set[str] = set()
+        self.events: Tensor | int = 0
+        self.windows = 0
+        self.silent: set[int] = set()  # layers, from 1, without a spike since the epoch's start
         self.started = False  # whether a step was taken, with all that a checkpoint holds
 
-    def say(self, what, text):
+    def say(self, what: str, text: str) -> None:
         if what not in self.said:
             print(text, file=sys.stderr, flush=True)
         self.said.add(what)
 
-    def on_train_epoch_start(self, trainer, model):
+    def on_train_epoch_start(self, trainer: pl.Trainer, model: ShapesModel) -> None:
         spiking = NEURONS[model.config.net].spikes and trainer.is_global_zero and "silence" not in self.said
         self.silent = set(range(1, len(model.net.channels[0].spatiotemporal) + 1)) if spiking else set()
 
-    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, model: ShapesModel, outputs: Any, batch: EventBatch, batch_idx: int
+    ) -> None:
         self.started = True
         if not trainer.is_global_zero:
             return
@@ -44,7 +59,7 @@ class Advice(Callback):
             self._events(model.config)
             self._silence(trainer, model.config)
 
-    def _time_constants(self, trainer, model):
+    def _time_constants(self, trainer: pl.Trainer, model: ShapesModel) -> None:
         rates = [(name, p) for name, p in model.named_parameters() if name.endswith("tau_mem_inv")]
         if not rates or "tau" in self.said:
             return
@@ -58,7 +73,7 @@ class Advice(Callback):
                     "smaller --lr",
                 )
 
-    def _events(self, config):
+    def _events(self, config: Config) -> None:
         if self.events < self.windows:
             found = "no event" if not self.events else f"{self.events} events"
             self.say(
@@ -67,7 +82,7 @@ class Advice(Callback):
                 "set? Try longer --timesteps, or look at recordings with python3 -m nrf track",
             )
 
-    def _silence(self, trainer, config):
+    def _silence(self, trainer: pl.Trainer, config: Config) -> None:
         if self.silent:
             lost = "" if config.skip_connections else ", and those after it see nothing"
             self.say(
@@ -79,7 +94,7 @@ class Advice(Callback):
 
 
 @torch.no_grad()
-def firing_layers(model, batch):
+def firing_layers(model: ShapesModel, batch: EventBatch) -> set[int]:
     """The layers, counted from 1, any of whose neurons fires in the windows of a batch."""
     config, was_training = model.config, model.training
     halves = dense_frames(batch, config.resolution, config.timesteps, config.stack_frames, config.sum_frames)

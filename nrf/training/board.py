@@ -1,5 +1,7 @@
 """What a run records about itself: TensorBoard's pages beyond the published ones, and run.json."""
 
+from __future__ import annotations
+
 import contextlib
 import datetime
 import importlib.metadata
@@ -10,7 +12,9 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +28,13 @@ from nrf.pictures.plots import bank_picture, prediction_panel
 from nrf.system.files import write_whole
 from nrf.training.callbacks import PICTURE_EVERY, Drawing
 from nrf.training.stopping import Stopped
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from torch import Tensor
+
+    from nrf.data.dataset import EventBatch
+    from nrf.training.module import ShapesModel, Tracking
 
 PICTURE_FRAMES = 10  # last ones of a window, which the picture of a prediction shows as its input
 RECORD = "run.json"  # what a run records about itself, beside its TensorBoard files
@@ -52,15 +63,16 @@ class Board(Drawing):
     compare runs by; and every PICTURE_EVERY steps and at each validation time constants in ms, weights, the
     receptive fields with their names, and a prediction."""
 
-    shown_at = validated = None
+    shown_at: int | None = None  # the step
+    validated: tuple[Tensor, ...] = ()  # what `panel` gave
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"shown_at": self.shown_at}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.shown_at = state["shown_at"]
 
-    def on_fit_start(self, trainer, model):
+    def on_fit_start(self, trainer: pl.Trainer, model: ShapesModel) -> None:
         if not trainer.is_global_zero:
             return
         writer = trainer.logger.experiment
@@ -68,14 +80,24 @@ class Board(Drawing):
             writer.file_writer.add_summary(summary)
         writer.add_custom_scalars(LAYOUT)
 
-    def on_train_batch_start(self, trainer, model, batch, batch_idx):
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, model: ShapesModel, batch: EventBatch, batch_idx: int
+    ) -> None:
         if trainer.global_step % PICTURE_EVERY == 0:
             self._show(trainer, model, trainer.global_step)
 
-    def on_validation_batch_end(self, trainer, model, outputs, batch, batch_idx, dataloader_idx=0):
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        model: ShapesModel,
+        outputs: Any,
+        batch: EventBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         self.validated = outputs["panel"] if outputs else self.validated
 
-    def on_validation_end(self, trainer, model):
+    def on_validation_end(self, trainer: pl.Trainer, model: ShapesModel) -> None:
         if not trainer.sanity_checking:
             step = trainer.global_step - 1  # that of a validation's other numbers
             if trainer.is_global_zero:
@@ -83,7 +105,7 @@ class Board(Drawing):
                 self.picture(trainer, "image/validation", step, prediction_panel, *arrays)
             self._show(trainer, model, step)
 
-    def _show(self, trainer, model, step):
+    def _show(self, trainer: pl.Trainer, model: ShapesModel, step: int) -> None:
         """The network as it is: time constants, weights, fields; once a step."""
         if not trainer.is_global_zero or self.shown_at == step:
             return
@@ -97,7 +119,7 @@ class Board(Drawing):
             for tag, *arrays in named_fields(first.float().cpu().numpy(), model.net.fields().numpy()):
                 self.picture(trainer, f"fields/{tag}", step, bank_picture, *arrays)
 
-    def _time_constants(self, trainer, model, step):
+    def _time_constants(self, trainer: pl.Trainer, model: ShapesModel, step: int) -> None:
         if not model.net.neuron.has_tau:
             return
         channels, n = model.net.channels, model.config.n_temporal_scales
@@ -108,14 +130,14 @@ class Board(Drawing):
         trainer.logger.experiment.add_scalar("tau_ms/read-out", read_out_ms, step)
 
 
-def panel(frames, tracking, targets):
+def panel(frames: Tensor, tracking: Tracking, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the picture of a prediction shows of a batch's first sample, at the end of its window: frames (one
     alone is a few scattered pixels), and each shape's heat map and target."""
     seen = frames[-PICTURE_FRAMES:, 0].sum((0, 1))
     return seen, tracking.heatmaps[-1, 0].detach(), targets[-1, 0]
 
 
-def comparable_settings(settings):
+def comparable_settings(settings: Mapping[str, Any]) -> list:
     """The summaries of TensorBoard's HPARAMS page, whose table begins with the settings in FIRST."""
     plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}
     page, *session = hparams(plain, dict.fromkeys(("val/error_px", "hp_metric")))  # the pixels first
@@ -127,7 +149,7 @@ def comparable_settings(settings):
     return [page, *session]
 
 
-def named_fields(weight, rows):
+def named_fields(weight: np.ndarray, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """The first layer's kernels (out, in, h, w), by the field of the bank `rows` that they started as:
     (tag, kernels, rows) for each polarity and order of derivative. Stacked frames are averaged."""
     n_out, n_in, *size = weight.shape
@@ -147,10 +169,10 @@ class Record(Callback):
     running, and `report.py` looks whether the process still lives.
     """
 
-    def __init__(self, data_root):
-        self.about = {"data": str(Path(data_root).resolve())}
+    def __init__(self, data_root: str | Path) -> None:
+        self.about: dict[str, Any] = {"data": str(Path(data_root).resolve())}
 
-    def on_fit_start(self, trainer, model):
+    def on_fit_start(self, trainer: pl.Trainer, model: ShapesModel) -> None:
         packages = {name: importlib.metadata.version(name) for name in PACKAGES}
         device = model.device
         self.about |= {
@@ -168,16 +190,16 @@ class Record(Callback):
         if trainer.is_global_zero:
             trainer.logger.experiment.add_text("run", as_markdown(self.about), trainer.global_step)
 
-    def on_fit_end(self, trainer, model):
+    def on_fit_end(self, trainer: pl.Trainer, model: ShapesModel) -> None:
         self._end(trainer, state="finished")
 
-    def on_exception(self, trainer, model, exception):
+    def on_exception(self, trainer: pl.Trainer, model: ShapesModel, exception: BaseException) -> None:
         stopped = isinstance(exception, KeyboardInterrupt | Stopped | SIGTERMException)
         reason = " ".join(str(exception).split())[:300]
         with contextlib.suppress(OSError):  # a full disk, say: what stopped the run is reported, not this
             self._end(trainer, **{"state": "stopped"} if stopped else {"state": "failed", "reason": reason})
 
-    def _end(self, trainer, **how):
+    def _end(self, trainer: pl.Trainer, **how: str) -> None:
         if "state" not in self.about:  # it never began
             return
         self.about |= how
@@ -185,13 +207,13 @@ class Record(Callback):
             self.about["logged_bytes"] = sum(trainer.logger.sizes().values())
         self._write(trainer)
 
-    def _write(self, trainer):
+    def _write(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
             text = json.dumps(self.about | {"epochs": trainer.current_epoch}, indent=1) + "\n"
-            write_whole(Path(trainer.logger.log_dir) / RECORD, text.encode())
+            write_whole(Path(str(trainer.logger.log_dir)) / RECORD, text.encode())
 
 
-def commit():
+def commit() -> str | None:
     """The git commit of this program, with + where files differ from it; None outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
@@ -202,7 +224,7 @@ def commit():
     return head.stdout.strip() + "+" * changed.returncode if head.returncode == 0 else None
 
 
-def as_markdown(about):
+def as_markdown(about: Mapping[str, Any]) -> str:
     """The text page of a run."""
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     lines = {name: about[name] for name in ("data", "commit", "device", "host", "started")}

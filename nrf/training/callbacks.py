@@ -1,5 +1,7 @@
 """Around the training loop: what the published program leaves behind, and errors in a line."""
 
+from __future__ import annotations
+
 import functools
 import itertools
 import logging
@@ -7,8 +9,11 @@ import math
 import re
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -18,9 +23,15 @@ from nrf.system.archive import save_whole
 from nrf.system.files import locked, write_whole
 from nrf.training.persistence import TrainingError
 
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from nrf.data.dataset import EventBatch
+    from nrf.training.module import ShapesModel
+
 PICTURE_EVERY = 1000  # optimiser steps between pictures, kernels and time constants, as published
-DRAWING_FAILS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError)
-DRAWING_FAILS += (OSError, RuntimeError, TypeError, ValueError)
+DRAWING_FAILS: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, ImportError)
+DRAWING_FAILS += (LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class Drawing(Callback):
@@ -28,7 +39,9 @@ class Drawing(Callback):
 
     complained = False
 
-    def picture(self, trainer, tag, step, draw, *arrays):
+    def picture(
+        self, trainer: pl.Trainer, tag: str, step: int, draw: Callable[..., np.ndarray], *arrays: Any
+    ) -> None:
         """Log what draw(*arrays) returns, uint8 (H, W, 3)."""
         try:
             trainer.logger.experiment.add_image(tag, draw(*arrays), step, dataformats="HWC")
@@ -42,28 +55,31 @@ class Published(Drawing):
     """What the published program leaves behind: a CSV line per validation, and every `PICTURE_EVERY` steps
     kernels and time constants as files, pictures and histograms."""
 
-    def __init__(self, log_root, name, data_root):
+    def __init__(self, log_root: str | Path, name: str, data_root: str | Path) -> None:
         self.log_root, self.name = Path(log_root), name
         self.csv = self.log_root / f"{name}_{Path(data_root).name}.csv"
         self.best_error_px = math.inf
-        self.error_px = None  # of the last validation, until training resumes: a checkpoint's own error
-        self.rows = 0  # of the CSV, this run's; None: those up to the step of an earlier version's checkpoint
+        self.error_px: float | None = None  # of the last validation, until training resumes
+        # of the CSV, this run's; None: those up to the step of an earlier version's checkpoint
+        self.rows: int | None = 0
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"best_error_px": self.best_error_px, "error_px": self.error_px, "rows": self.rows}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best_error_px, self.rows = state["best_error_px"], state.get("rows")
 
-    def on_validation_end(self, trainer, model):
+    def on_validation_end(self, trainer: pl.Trainer, model: ShapesModel) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
-            self.error_px = trainer.callback_metrics["val/error_px"].item()
-            self.best_error_px = min(self.best_error_px, self.error_px)
+            error_px = trainer.callback_metrics["val/error_px"].item()
+            self.error_px, self.best_error_px = error_px, min(self.best_error_px, error_px)
             norm = trainer.callback_metrics["val/norm"].item()
             self._write_csv(f"{trainer.global_step},{norm:.10f},{trainer.logger.version}\n")
-            self.rows += 1
+            self.rows = (self.rows or 0) + 1
 
-    def _write_csv(self, line="", keep=lambda lines: lines):
+    def _write_csv(
+        self, line: str = "", keep: Callable[[list[str]], list[str]] = lambda lines: lines
+    ) -> None:
         """Rewrites the CSV, which other runs write too, with the lines to keep and a new one."""
         with locked(self.csv):
             lines = self.csv.read_text().splitlines(keepends=True) if self.csv.exists() else []
@@ -71,13 +87,13 @@ class Published(Drawing):
             if line or kept != lines:
                 write_whole(self.csv, "".join([*kept, line]).encode())
 
-    def on_train_start(self, trainer, model):
+    def on_train_start(self, trainer: pl.Trainer, model: ShapesModel) -> None:
         """What was logged after the checkpoint that a run resumes from is logged again."""
         if not trainer.is_global_zero:
             return
         ours = re.compile(rf"(\d+),[^,]*,{trainer.logger.version}\n").fullmatch
 
-        def keep(lines):
+        def keep(lines: list[str]) -> list[str]:
             steps = [int(match[1]) for match in map(ours, lines) if match]
             if self.rows is None:
                 self.rows = sum(step <= trainer.global_step for step in steps)
@@ -89,7 +105,9 @@ class Published(Drawing):
         else:
             self.rows = 0
 
-    def on_train_batch_start(self, trainer, model, batch, batch_idx):
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, model: ShapesModel, batch: EventBatch, batch_idx: int
+    ) -> None:
         step, self.error_px = trainer.global_step, None
         if step % PICTURE_EVERY or not trainer.is_global_zero:
             return
@@ -118,20 +136,22 @@ class Published(Drawing):
         for weight, name in kernels:
             self.picture(trainer, f"kernel/{name}", step, drawn, weight)
 
-    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, model: ShapesModel, outputs: Any, batch: EventBatch, batch_idx: int
+    ) -> None:
         if "panel" in outputs and trainer.is_global_zero:
             arrays = (image.float().cpu().numpy() for image in outputs["panel"])
             self.picture(trainer, "image/prediction", trainer.global_step - 1, prediction_panel, *arrays)
 
 
-def quiet():
+def quiet() -> None:
     """Keep from the user what Lightning tells its developers, and its advertisements."""
     warnings.filterwarnings("ignore", ".*(LeafSpec|`srun` command)")
     logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     logger.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
 
 
-def explain(error, arguments):
+def explain(error: BaseException, arguments: Mapping[str, Any]) -> str | None:
     """The line for the user that an error in training deserves, None for one that is the program's own."""
     text = str(error).strip()
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:

@@ -1,7 +1,8 @@
 """What a checkpoint to resume from has to hold: numbers that can be, where Lightning looks for them."""
 
 import math
-from numbers import Real
+from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
@@ -9,7 +10,7 @@ STATELESS = ("sgd",)  # optimisers whose state may be empty after a step
 PROGRESS = ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.state_dict")
 
 
-def problem_of(checkpoint):
+def problem_of(checkpoint: dict[str, Any]) -> str | None:
     """What is wrong with the parts of a checkpoint that it has, in words, or None."""
     for name, problem in PROBLEMS.items():
         if name in checkpoint and problem(checkpoint[name], checkpoint):
@@ -17,7 +18,7 @@ def problem_of(checkpoint):
     return None
 
 
-def of_weights(weights, _):
+def of_weights(weights: Any, _: dict[str, Any]) -> str | None:
     if (
         not isinstance(weights, dict)
         or not weights
@@ -28,21 +29,21 @@ def of_weights(weights, _):
     return f"{bad[0]} is not finite" if bad else None
 
 
-def of_settings(settings, _):
+def of_settings(settings: Any, _: dict[str, Any]) -> str | None:
     named = isinstance(settings, dict) and all(isinstance(name, str) for name in settings)
     return None if named else "no settings by name"
 
 
-def of_step(step, _):
+def of_step(step: Any, _: dict[str, Any]) -> str | None:
     return None if _is_count(step) else f"{step!r:.40}, expected a count"
 
 
-def of_names(parts, _):
+def of_names(parts: Any, _: dict[str, Any]) -> str | None:
     named = isinstance(parts, dict) and all(isinstance(name, str) for name in parts)
     return None if named else "nothing by name"
 
 
-def of_loops(loops, _):
+def of_loops(loops: Any, _: dict[str, Any]) -> str | None:
     loop = loops.get("fit_loop") if isinstance(loops, dict) else None
     if not isinstance(loop, dict) or not all(isinstance(loop.get(name), dict) for name in PROGRESS):
         return "no place in the data"
@@ -50,7 +51,7 @@ def of_loops(loops, _):
     return None if all(isinstance(n, bool) or _is_count(n) for n in numbers) else "no counts of batches"
 
 
-def of_optimizers(states, checkpoint):
+def of_optimizers(states: Any, checkpoint: dict[str, Any]) -> str | None:
     if not isinstance(states, list) or not states or not all(isinstance(state, dict) for state in states):
         return "none"
     settings = checkpoint.get("hyper_parameters")
@@ -63,7 +64,7 @@ def of_optimizers(states, checkpoint):
             lr = group.get("lr")
             if isinstance(lr, Tensor) and lr.numel() == 1:
                 lr = lr.item()
-            if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 <= lr < math.inf:
+            if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 <= lr < math.inf:
                 return f"a learning rate of {lr!r:.40}"
         if not isinstance(state.get("state"), dict) or (
             not state["state"] and needs and checkpoint.get("global_step") != 0
@@ -83,11 +84,11 @@ PROBLEMS = {
 }
 
 
-def _is_count(value):
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
-def _leaves(value):
+def _leaves(value: object) -> Iterator[object]:
     if isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _leaves(part)

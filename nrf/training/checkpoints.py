@@ -1,6 +1,7 @@
 """Trained networks out of checkpoint files, on the device asked for."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,11 @@ from nrf.training.persistence import TO_PREDICT, WANTED, CheckpointError, read_c
 class Trained(NamedTuple):
     path: Path
     model: ShapesModel  # in evaluation mode
-    settings: dict  # fields of Config
+    settings: dict[str, Any]  # fields of Config
     error_px: Any  # val/error_px of these very weights, None if they were not validated
 
 
-def load_trained(path, device="cpu"):
+def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Trained:
     """The network of a checkpoint, ready to predict on `device`."""
     content = read_checkpoint(path, TO_PREDICT)
     settings = content["hyper_parameters"]
@@ -33,7 +34,7 @@ def load_trained(path, device="cpu"):
     return Trained(Path(path), model.to(device).eval(), settings, published.get("error_px"))
 
 
-def pick_device(name):
+def pick_device(name: str) -> torch.device:
     """The torch device of this name. ValueError if it cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
@@ -47,7 +48,7 @@ def pick_device(name):
     return torch.device(name)
 
 
-def find_checkpoints(paths):
+def find_checkpoints(paths: Iterable[str | Path]) -> list[Path]:
     """The checkpoints that the paths name: files as they are, and of a folder the best one of each run in it.
 
     The best has the smallest val/norm, as the run's `last.ckpt` states; without one, that of the highest
@@ -65,7 +66,7 @@ def find_checkpoints(paths):
     return found
 
 
-def _best(folder):
+def _best(folder: Path) -> Path:
     if (folder / "last.ckpt").is_file():
         callbacks = read_checkpoint(folder / "last.ckpt", TO_PREDICT).get("callbacks", {})
         norms = callbacks.get("Checkpoints", {}).get("best", {})
@@ -76,4 +77,4 @@ def _best(folder):
             if (folder / name).is_file():
                 return folder / name
     steps = {path: read_checkpoint(path, TO_PREDICT).get("global_step", 0) for path in folder.glob("*.ckpt")}
-    return max(steps, key=steps.get)
+    return max(steps, key=steps.__getitem__)

@@ -6,7 +6,7 @@ from nrf.system.text import printable
 class TrainingError(RuntimeError):
     """Training cannot continue; its message is for the user."""
 
-    def __init__(self, message):
+    def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 

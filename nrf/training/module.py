@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from nrf.config import Config
-from nrf.data.dataset import dense_frames
+from nrf.data.dataset import EventBatch, dense_frames
 from nrf.network.coordinates import COORDINATES, RECTIFIERS, pixel_to_unit, unit_to_pixel
 from nrf.network.losses import REGULARISERS, coordinate_distance, gaussian_targets, spike_regulariser
 from nrf.network.model import SpatioTemporalModel
@@ -48,7 +48,9 @@ class Tracking(NamedTuple):
 class ShapesModel(pl.LightningModule):
     """Network, rectifier and coordinate; settings are the fields of `Config`, by name."""
 
-    def __init__(self, **settings):
+    validation: Any  # a ModuleDict of MeanMetrics; torch's type does not say of what
+
+    def __init__(self, **settings: Any) -> None:
         super().__init__()
         self.config = Config(**settings)
         self.save_hyperparameters(dataclasses.asdict(self.config))
@@ -60,12 +62,12 @@ class ShapesModel(pl.LightningModule):
         names += [f"error_px/{shape}" for shape in shapes]
         self.validation = torch.nn.ModuleDict({name: MeanMetric() for name in [*names, "hp_metric"]})
 
-    def setup(self, stage):
+    def setup(self, stage: str) -> None:
         if not self.config.skip_connections:
             for name, parameter in self.named_parameters():  # no part of the loss: DDP would wait for them
                 parameter.requires_grad_(parameter.requires_grad and not name.endswith("skip_weight"))
 
-    def forward(self, frames, state: TrackingState | None = None) -> Tracking:
+    def forward(self, frames: Tensor, state: TrackingState | None = None) -> Tracking:
         """Positions in frames (T, B, C, H, W); `state` carries over from the previous chunk, None is rest."""
         state = state or TrackingState(None, None)
         response = self.net(frames, state.network)
@@ -76,13 +78,13 @@ class ShapesModel(pl.LightningModule):
             heatmaps, coordinates, TrackingState(response.state, coordinate_state), response.activities
         )
 
-    def track(self, batch):
+    def track(self, batch: EventBatch) -> tuple[Tracking, Tensor, Tensor]:
         """The tracking of a batch's window, warmed up without gradients, its frames and labels_px (T, B, N,
         2)."""
         frames, state = self.warmed_up(batch)
         return self(frames, state), frames, batch.labels.transpose(0, 1)
 
-    def warmed_up(self, batch):
+    def warmed_up(self, batch: EventBatch) -> tuple[Tensor, TrackingState | None]:
         """The frames of a batch's window, and the state after its warm-up, None for rest."""
         config = self.config
         warmup, frames = dense_frames(
@@ -94,13 +96,13 @@ class ShapesModel(pl.LightningModule):
                 state = self(warmup).state
         return frames, state
 
-    def needs_warmup(self):
+    def needs_warmup(self) -> bool:
         """Whether a warm-up changes anything: not in ReLU nets whose coordinate has no state either,
         unless batch normalisation counts (FIDELITY 13)."""
         has_state = self.net.neuron.state is not None or getattr(self.coordinate, "has_state", True)
         return bool(has_state or (self.config.batch_normalization and self.training))
 
-    def terms(self, tracking, labels_px):
+    def terms(self, tracking: Tracking, labels_px: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Loss terms by published name, the error in pixels per shape (N,), and the targets."""
         config = self.config
         target = pixel_to_unit(labels_px, config.resolution)
@@ -118,7 +120,7 @@ class ShapesModel(pl.LightningModule):
         error_px = torch.linalg.vector_norm(predicted_px - labels_px, dim=-1).mean((0, 1))
         return terms, error_px, targets
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: EventBatch, batch_idx: int) -> dict[str, Any]:
         tracking, frames, labels_px = self.track(batch)
         terms, error_px, targets = self.terms(tracking, labels_px)
         loss = terms["loss"] = terms["loss"] + terms.get("spike_reg", 0)
@@ -128,21 +130,21 @@ class ShapesModel(pl.LightningModule):
             logged = dict(zip(logged, means, strict=True))
         step, value = self.late_loss(logged["loss"])
         if not math.isfinite(value):
-            folder = self.trainer.checkpoint_callback and self.trainer.checkpoint_callback.dirpath
+            folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
             raise TrainingError(diverged(f"the loss is {value}", step, folder))
-        size = {"batch_size": len(batch.counts)}
-        self.log("train/error_px", logged.pop("error_px"), prog_bar=True, **size)
-        self.log_dict({f"train/{name}": value for name, value in logged.items()}, **size)
+        size = len(batch.counts)
+        self.log("train/error_px", logged.pop("error_px"), prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=size)
         self.log("loss", logged["loss"], prog_bar=True, logger=False)
         outputs = dict(enumerate(tracking.activities)) if self.net.neuron.spikes else {}
         outputs[len(self.net.channels)] = tracking.heatmaps.mean()
         self.log_dict({f"train/out/{i}": value for i, value in outputs.items()})
-        result = {"loss": loss}
+        result: dict[str, Any] = {"loss": loss}
         if self.global_step % PICTURE_EVERY == 0:
             result["panel"] = panel(frames, tracking, targets)
         return result
 
-    def late_loss(self, loss):
+    def late_loss(self, loss: Tensor) -> tuple[int, float]:
         """(step, loss) to check: on a CPU this step's, on a GPU the one before, whose copy is there already,
         so that the GPU is never waited for.  What is saved is checked once more, in `persistence.py`."""
         if not loss.is_cuda:
@@ -157,12 +159,12 @@ class ShapesModel(pl.LightningModule):
         event.synchronize()
         return step, value.item()
 
-    def on_validation_epoch_start(self):
+    def on_validation_epoch_start(self) -> None:
         # the same to the last digit however many processes there are; other conversions of a module reset it
         for metric in () if torch.backends.mps.is_available() else self.validation.values():
             metric.set_dtype(torch.float64)
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch: EventBatch, batch_idx: int) -> dict[str, Any] | None:
         size, shown = len(batch.counts), None
         if size:
             tracking, frames, labels_px = self.track(batch)
@@ -183,5 +185,5 @@ class ShapesModel(pl.LightningModule):
             self.log(tag, metric, on_step=False, on_epoch=True, prog_bar=bar, batch_size=max(size, 1))
         return shown
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list]:
         return optimizers(self.named_parameters(), self.config)

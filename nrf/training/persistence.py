@@ -4,7 +4,9 @@ run."""
 import os
 import sys
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
+from typing import IO, Any
 
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import CheckpointIO
@@ -23,7 +25,7 @@ WANTED = "expected a .ckpt file of learn_shapes.py"
 UNFINISHED = ".unfinished"
 
 
-def read_checkpoint(path, wanted=TO_RESUME):
+def read_checkpoint(path: str | Path, wanted: set[str] = TO_RESUME) -> dict[str, Any]:
     """What Lightning saved, as a dict on the CPU. CheckpointError for anything but our own checkpoints."""
     path = Path(path)
     if not path.is_file():
@@ -46,7 +48,9 @@ class WholeFiles(CheckpointIO):
     One whose weights are not finite is refused: every checkpoint there is can be resumed from.
     """
 
-    def save_checkpoint(self, checkpoint, path, storage_options=None):
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
         path = Path(path)
         for name, value in checkpoint["state_dict"].items():
             if value.is_floating_point() and not value.isfinite().all():
@@ -56,14 +60,16 @@ class WholeFiles(CheckpointIO):
         path.parent.mkdir(exist_ok=True)  # and not its parents: a folder of logs that vanished is reported
         save_whole(path, checkpoint)
 
-    def load_checkpoint(self, path, map_location=None, weights_only=True):
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
         return read_checkpoint(path)
 
-    def remove_checkpoint(self, path):
+    def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def diverged(what, step, folder):
+def diverged(what: str, step: int, folder: str | Path | None) -> str:
     """The message of a run whose numbers are no longer finite.  folder: of its checkpoints, or None."""
     good = sorted(Path(folder).glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns) if folder else []
     return (
@@ -72,7 +78,7 @@ def diverged(what, step, folder):
     )
 
 
-def find_last(run_folder, settings):
+def find_last(run_folder: Path, settings: Mapping[str, Any]) -> Path | None:
     """The checkpoint of the highest step, of the newest run of these settings under `run_folder`; None if
     there is none.  One that is damaged is named on stderr, and the one before it taken."""
     versions = {number_of(folder): folder for folder in run_folder.glob("version_*")}
@@ -95,7 +101,9 @@ def find_last(run_folder, settings):
     return None
 
 
-def where_to_resume(ckpt_path, run_folder, settings):
+def where_to_resume(
+    ckpt_path: str | Path | None, run_folder: Path, settings: Mapping[str, Any]
+) -> tuple[str | Path | None, int | None]:
     """The checkpoint that --ckpt_path means, and which version of `run_folder` it is of.
 
     Each is None where there is none.  last: the newest of these settings.  FileNotFoundError for one that is
@@ -115,7 +123,7 @@ def where_to_resume(ckpt_path, run_folder, settings):
     return ckpt_path, version
 
 
-def version_of(checkpoint, run_folder):
+def version_of(checkpoint: str | Path, run_folder: Path) -> int | None:
     """The version of `run_folder` that the checkpoint is of, where the run resumes; None if of none."""
     path = Path(checkpoint).resolve()
     if path.parent.parent.parent != run_folder.resolve():
@@ -123,7 +131,7 @@ def version_of(checkpoint, run_folder):
     return number_of(path.parent.parent)
 
 
-def number_of(version):
+def number_of(version: Path) -> int | None:
     """k of a folder `version_k`; None for another name, that of somebody's copy, say."""
     number = version.name.removeprefix("version_")
     return int(number) if number.isascii() and number.isdigit() else None
@@ -132,10 +140,10 @@ def number_of(version):
 class Nothing:
     """A writer whose every part takes everything and keeps nothing."""
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> "Nothing":
         return self
 
-    def __call__(self, *arguments, **named):
+    def __call__(self, *arguments: Any, **named: Any) -> "Nothing":
         return self
 
 
@@ -147,39 +155,42 @@ class RunLogger(TensorBoardLogger):
     `silent`: the folder alone, without TensorBoard's logs.
     """
 
-    def __init__(self, log_root, name, reuse=False, silent=False):
+    def __init__(self, log_root: str | Path, name: str, reuse: bool = False, silent: bool = False) -> None:
         super().__init__(log_root, name=name, default_hp_metric=False)
         self.silent = silent
-        self.resumes, self._wanted, self._reuse, self._lock, self._sizes = False, None, reuse, None, {}
+        self.resumes, self._reuse = False, reuse
+        self._wanted: int | None = None
+        self._lock: IO[str] | None = None
+        self._sizes: dict[str, int] | None = {}
 
-    def resume(self, version, step, sizes):
+    def resume(self, version: int, step: int | None, sizes: dict[str, int] | None) -> None:
         """Log to this version, which is there, and forget what it logged after its files had these sizes, or,
         without them, from this step on."""
         self.resumes, self._wanted, self._sizes = True, version, sizes
         if sizes is None:
             self._kwargs["purge_step"] = step
 
-    def sizes(self):
+    def sizes(self) -> dict[str, int]:
         """In bytes, of the files logged to so far, by name; in the first process."""
         if rank_zero_only.rank:
             return {}
         self.experiment.flush()
         return {path.name: path.stat().st_size for path in self._files()}
 
-    def _files(self):
+    def _files(self) -> list[Path]:
         return sorted((Path(self.root_dir) / f"version_{self.version}").glob("events.out.tfevents.*"))
 
     @property
-    def experiment(self):
+    def experiment(self) -> Any:
         return Nothing() if self.silent else super().experiment
 
     @property
-    def version(self):
+    def version(self) -> int:
         if rank_zero_only.rank == 0 and self._lock is None:
             self._claim(Path(self.root_dir))
         return self._wanted or 0
 
-    def _claim(self, run_folder):
+    def _claim(self, run_folder: Path) -> None:
         unsaved = abandoned(run_folder) if self._reuse and self._wanted is None else []
         for number in [self._wanted] if self.resumes else unsaved:
             self._lock = take(run_folder / f"version_{number}")
@@ -188,10 +199,12 @@ class RunLogger(TensorBoardLogger):
             if self.resumes:
                 raise TrainingError(f"{run_folder / f'version_{number}'}: another process trains it")
         if self._lock is not None:
-            self._wanted, self.resumes = number, True
-            for path in self._files() if self._sizes is not None else ():
-                if path.name in self._sizes:
-                    os.truncate(path, min(path.stat().st_size, self._sizes[path.name]))
+            self._wanted, self.resumes, sizes = number, True, self._sizes
+            if sizes is None:
+                return
+            for path in self._files():
+                if path.name in sizes:
+                    os.truncate(path, min(path.stat().st_size, sizes[path.name]))
                 else:
                     path.unlink()
             return
@@ -199,20 +212,20 @@ class RunLogger(TensorBoardLogger):
         self._lock = take(run_folder / f"version_{self._wanted}")
 
     @rank_zero_only
-    def finalize(self, status):
+    def finalize(self, status: str) -> None:
         super().finalize(status)
         if self._lock is not None:
             if status == "success":
                 (Path(self.root_dir) / f"version_{self._wanted}" / UNFINISHED).unlink(missing_ok=True)
             self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Let others resume this run, however it ended."""
         if self._lock is not None:
             self._lock.close()
 
 
-def take(version):
+def take(version: Path) -> IO[str] | None:
     """`.unfinished` of a version, open and locked for as long as it stays open; None if it is another's."""
     file = (version / UNFINISHED).open("a")
     try:
@@ -227,38 +240,40 @@ def take(version):
     return file
 
 
-def release_in_child():
+def release_in_child() -> None:
     """A lock is its process's, not of the children that read data, which may outlive it for a moment."""
     for file in LOCKS:
         file.close()
 
 
-LOCKS = weakref.WeakSet()  # the open files of this process
+LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()  # the open files of this process
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=release_in_child)
 
 
-def is_trained(version):
+def is_trained(version: Path) -> bool:
     """Whether a living process trains this version."""
-    lock = take(version) if (version / UNFINISHED).exists() else False
+    if not (version / UNFINISHED).exists():
+        return False
+    lock = take(version)
     if lock:
         lock.close()
     return lock is None
 
 
-def abandoned(run_folder):
+def abandoned(run_folder: Path) -> list[int]:
     """Numbers of the versions whose run ended, not well, before its first checkpoint."""
     folders = [path.parent for path in run_folder.glob(f"version_*/{UNFINISHED}")]
     return [
-        number_of(folder)
+        number
         for folder in sorted(folders)
-        if number_of(folder) is not None
+        if (number := number_of(folder)) is not None
         and not list(folder.glob("checkpoints/*.ckpt"))
         and not is_trained(folder)
     ]
 
 
-def claim_version(run_folder):
+def claim_version(run_folder: Path) -> int:
     """Make the next `version_k` under `run_folder`, for this run alone; returns k."""
     run_folder.mkdir(parents=True, exist_ok=True)
     numbers = map(number_of, run_folder.glob("version_*"))
@@ -271,7 +286,7 @@ def claim_version(run_folder):
             number += 1
 
 
-def remove_parts(folder):
+def remove_parts(folder: str | Path) -> None:
     """Remove what a killed writer left of checkpoints in `folder`."""
     for path in Path(folder).glob(".*.ckpt.*"):
         path.unlink(missing_ok=True)

@@ -1,15 +1,15 @@
 """Several processes that train together: what they add up, in float64 whatever each computes in."""
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 
-def n_processes():
+def n_processes() -> int:
     """How many processes train together."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def sum_of_all(value):
+def sum_of_all(value: Tensor) -> Tensor:
     """The sum of a tensor over all processes that train together; without gradients."""
     value = value.detach()
     if n_processes() > 1:
@@ -19,7 +19,7 @@ def sum_of_all(value):
     return value
 
 
-def shares_of_all(value):
+def shares_of_all(value: Tensor) -> Tensor:
     """A tensor (...) of every process, (process, ...); without gradients."""
     if n_processes() == 1:
         return value.detach()[None]
@@ -28,7 +28,7 @@ def shares_of_all(value):
     return torch.stack(shares)
 
 
-def mean_of_all(value, weight=1):
+def mean_of_all(value: Tensor, weight: int = 1) -> Tensor:
     """The weighted mean of a tensor over all processes; its gradient is that of this process's part.
 
     DDP averages gradients, so what is computed from this mean gets the gradient it has in one process.

@@ -4,24 +4,35 @@ Checkpoints are saved at rest (`Stop` says when): what was begun is over, logged
 has begun.  Lightning's record of its loops is not kept; its counters follow from our place.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loops.fit_loop import RestartStage
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from nrf.config import result_affecting
-from nrf.data.sampling import Position
+from nrf.data.sampling import Batches, Position
 from nrf.training.persistence import CheckpointError, RunLogger
 from nrf.training.ranks import shares_of_all
 
+if TYPE_CHECKING:
+    from nrf.data.dataset import EventBatch, ShapeDataset
+    from nrf.training.module import ShapesModel
+
 # flags of the Trainer that alter a run's numbers
-FLAGS = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
-FLAGS += ("limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval")
-FLAGS += ("check_val_every_n_epoch",)
+FLAGS: tuple[str, ...] = ("precision", "accumulate_grad_batches", "gradient_clip_val")
+FLAGS += ("gradient_clip_algorithm", "limit_train_batches", "limit_val_batches", "overfit_batches")
+FLAGS += ("val_check_interval", "check_val_every_n_epoch")
 KEPT = ("seed", "lr", "lr_decay", "weight_decay")  # in the place, the optimiser and its schedule
 
 
@@ -41,23 +52,23 @@ class EpochLoop(_TrainingEpochLoop):
 
     first_batch, validation_due = 0, False
 
-    def reset(self):
+    def reset(self) -> None:
         super().reset()
         count(self.batch_progress.current, self.first_batch)
         self.first_batch = 0
 
     @property
-    def done(self):
+    def done(self) -> bool:
         return not self.validation_due and super().done
 
-    def advance(self, data_fetcher):
+    def advance(self, data_fetcher: Any) -> None:
         if self.validation_due:
             self.validation_due = False  # `on_advance_end` validates
         else:
             super().advance(data_fetcher)
 
 
-def count(tracker, n):
+def count(tracker: Any, n: int) -> None:
     """So many have begun and are over, by all of a tracker's numbers."""
     vars(tracker).update(dict.fromkeys(vars(tracker), n))
 
@@ -65,15 +76,16 @@ def count(tracker, n):
 class Resume(Callback):
     """Keeps the place of a run, and starts there what resumes.  The first of all callbacks."""
 
-    def __init__(self, trainer, loader, data):
+    def __init__(self, trainer: pl.Trainer, loader: DataLoader, data: Mapping[str, ShapeDataset]) -> None:
         """data: the ShapeDatasets of a run, by split.  loader: of its training."""
         sampler, limit = loader.batch_sampler, trainer.limit_train_batches
+        assert isinstance(sampler, Batches)
         self.per_batch, self.n_processes = sampler.size, sampler.n_processes
         self.n_batches = min(len(sampler), limit) if isinstance(limit, int) else int(len(sampler) * limit)
         self.per_epoch = min(self.n_batches * self.per_batch, sampler.n)
         self.accumulated = trainer.accumulate_grad_batches
         self.place, self.batch = Place(sampler.position), 0  # of its epoch
-        self.gradients = {}
+        self.gradients: dict[str, Tensor] = {}
         conditions = {name: getattr(trainer, name) for name in FLAGS}
         conditions |= {"devices": trainer.world_size, "accelerator": type(trainer.accelerator).__name__}
         conditions |= {f"{split} data": fingerprint(dataset) for split, dataset in data.items()}
@@ -81,7 +93,7 @@ class Resume(Callback):
         replaced = trainer.fit_loop.epoch_loop
         trainer.fit_loop.epoch_loop = EpochLoop(trainer, replaced.min_steps, replaced.max_steps)
 
-    def check(self, checkpoint, settings):
+    def check(self, checkpoint: dict[str, Any], settings: Mapping[str, Any]) -> None:
         """Report in a line what differs from the run that a checkpoint is of and alters the numbers.
         ValueError, saying what was and what is, where items of an epoch would be left out or come twice."""
         if "place" not in checkpoint:
@@ -113,16 +125,16 @@ class Resume(Callback):
         if changed:
             print(f"not the numbers of an undisturbed run: {what}", file=sys.stderr)
 
-    def _batches_left(self, position):
+    def _batches_left(self, position: Position) -> int:
         return -(-(position.of - position.items) // self.per_batch) if position.items else self.n_batches
 
-    def _place_of(self, checkpoint):
+    def _place_of(self, checkpoint: dict[str, Any]) -> Place:
         """The Place of a checkpoint; of an earlier version's what Lightning's counters tell. CheckpointError
         for one that cannot be."""
         try:
             if "place" in checkpoint:
-                place = Place(**checkpoint["place"])
-                place.position = Position(**place.position)
+                position = Position(**checkpoint["place"]["position"])
+                place = Place(**checkpoint["place"] | {"position": position})
             else:
                 place = self._earlier(checkpoint)
             numbers = [*(vars(place) | {"position": 0}).values(), *vars(place.position).values()]
@@ -133,7 +145,7 @@ class Resume(Callback):
             raise CheckpointError(f"damaged or foreign checkpoint (its place: {place})")
         return place
 
-    def _earlier(self, checkpoint):
+    def _earlier(self, checkpoint: dict[str, Any]) -> Place:
         fit, step = checkpoint["loops"]["fit_loop"], checkpoint["global_step"]
         progress, begun = fit["epoch_loop.batch_progress"], fit["epoch_progress"]["total"]["ready"]
         over = progress["is_last_batch"]
@@ -141,7 +153,7 @@ class Resume(Callback):
         seed = checkpoint["hyper_parameters"]["seed"]
         return Place(Position(seed, True, begun if over else begun - 1, items, self.per_epoch), step, 0, step)
 
-    def on_load_checkpoint(self, trainer, model, checkpoint):
+    def on_load_checkpoint(self, trainer: pl.Trainer, model: ShapesModel, checkpoint: dict[str, Any]) -> None:
         place, position = self._place_of(checkpoint), self.place.position
         checkpoint.pop("loops", None)  # nothing restarts: the counters are those of a run never stopped
         shuffled = position.shuffled
@@ -155,7 +167,7 @@ class Resume(Callback):
         count(fit.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total, step)
         fit.epoch_loop._batches_that_stepped = place.logged
 
-    def on_train_start(self, trainer, model):
+    def on_train_start(self, trainer: pl.Trainer, model: ShapesModel) -> None:
         fit, place = trainer.fit_loop, self.place
         self.batch = self.n_batches - self._batches_left(place.position)
         fit.epoch_loop.first_batch, fit.epoch_loop.validation_due = self.batch, place.validation_due
@@ -174,31 +186,35 @@ class Resume(Callback):
                 parameter.grad = own.to(parameter)
         self.gradients = {}
 
-    def on_train_batch_start(self, trainer, model, batch, batch_idx):
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, model: ShapesModel, batch: EventBatch, batch_idx: int
+    ) -> None:
         # a batch's dropout follows from its number alone
         number = self.place.position.seed * 1_000_003 + self.place.batches
         torch.manual_seed((number * 4099 + trainer.global_rank) % 2**63)
 
-    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, model: ShapesModel, outputs: Any, batch: EventBatch, batch_idx: int
+    ) -> None:
         place = self.place
         place.position.advance(self.per_batch, self.per_epoch)
         place.batches, self.batch = place.batches + 1, self.batch + 1
         unused = self.batch % self.accumulated and place.position.items < place.position.of
         place.window = self.batch % self.accumulated if unused else 0
 
-    def on_train_epoch_end(self, trainer, model):
+    def on_train_epoch_end(self, trainer: pl.Trainer, model: ShapesModel) -> None:
         self.place.position.end_epoch()
         self.batch = self.batch if self.place.position.items else 0
 
-    def on_validation_start(self, trainer, model):
+    def on_validation_start(self, trainer: pl.Trainer, model: ShapesModel) -> None:
         if not trainer.sanity_checking:
             self.place.validation_due = True
 
-    def on_validation_end(self, trainer, model):
+    def on_validation_end(self, trainer: pl.Trainer, model: ShapesModel) -> None:
         if not trainer.sanity_checking:
             self.place.validation_due = False
 
-    def on_save_checkpoint(self, trainer, model, checkpoint):
+    def on_save_checkpoint(self, trainer: pl.Trainer, model: ShapesModel, checkpoint: dict[str, Any]) -> None:
         del checkpoint["loops"]
         self.place.logged = trainer.fit_loop.epoch_loop._batches_that_stepped
         checkpoint["epoch"] = self.place.position.epoch  # Lightning's own depends on where a run had stopped
@@ -207,7 +223,7 @@ class Resume(Callback):
         logs = [logger.sizes() for logger in trainer.loggers if isinstance(logger, RunLogger)]
         checkpoint["logs"] = logs[0] if logs and trainer.is_global_zero else {}
 
-    def _unused_gradients(self, model):
+    def _unused_gradients(self, model: ShapesModel) -> dict[str, Tensor]:
         """Of a window of accumulated batches that has begun: (process, ...) by name."""
         if not self.place.window:
             return {}
@@ -218,7 +234,7 @@ class Resume(Callback):
         }
 
 
-def fingerprint(dataset):
+def fingerprint(dataset: ShapeDataset) -> str:
     """Number of items, and names and sizes of the recordings wherever they lie, in short."""
     files = [f"{path.parent.name}/{path.name} {path.stat().st_size}" for path in dataset.files]
     return f"{len(dataset)} items ({hashlib.sha256(chr(10).join(files).encode()).hexdigest()[:8]})"

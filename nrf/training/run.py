@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch.utils.data import DataLoader
 
 from nrf.config import Config, run_name
 from nrf.data.dataset import ShapeDataset, loader
@@ -25,7 +27,9 @@ from nrf.training.trainer import build_trainer, first_decides, writes
 WINDOW = ("timesteps", "network_delay", "stack_frames", "sum_frames", "dataset_filter", "resolution")
 
 
-def open_data(data_root, settings):
+def open_data(
+    data_root: str | Path, settings: dict[str, Any]
+) -> tuple[dict[str, ShapeDataset], dict[str, Any]]:
     """The train and val recordings of these settings, and the settings completed from them."""
     window = {name: settings[name] for name in WINDOW if name in settings}
     data = {split: ShapeDataset(data_root, split=split, **window) for split in ("train", "val")}
@@ -35,7 +39,7 @@ def open_data(data_root, settings):
     return data, found | settings
 
 
-def settings_and_flags(arguments):
+def settings_and_flags(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of a command line: the settings of `Config` that it gives, and the Trainer's flags."""
     own = {"data_root", "log_root", "ckpt_path", "config"}
     fields = {setting.name for setting in dataclasses.fields(Config)}
@@ -43,7 +47,7 @@ def settings_and_flags(arguments):
     return settings, {k: v for k, v in arguments.items() if k not in own | fields}
 
 
-def train(arguments):
+def train(arguments: dict[str, Any]) -> pl.Trainer:
     """Train what the command line asks for, say where it ended, and return Lightning's trainer."""
     quiet()
     keep_memory()
@@ -63,21 +67,24 @@ def train(arguments):
         reuse=arguments["ckpt_path"] == "last",
         silent=arguments["logger"] is False,
     )
-    callbacks = [advice := Advice()]
+    advice = Advice()
+    callbacks: list[pl.Callback] = [advice]
     if writes(flags):
         published = Published(arguments["log_root"], name, arguments["data_root"])
         callbacks = [published, Board(), Record(arguments["data_root"]), *callbacks, LearningRateMonitor()]
     trainer = build_trainer(flags, logger, callbacks)
-    several = {"rank": trainer.global_rank, "n_processes": trainer.world_size}
+    rank, n_processes = trainer.global_rank, trainer.world_size
     size, workers, seed = (settings[name] for name in ("batch_size", "num_workers", "seed"))
-    model = trainer.precision_plugin.convert_module(model)  # before a checkpoint's weights go into it
+    trainer.precision_plugin.convert_module(model)  # before a checkpoint's weights go into it
     whole = len(data["train"]) >= size  # batches, of what there is to train on
-    training = loader(data["train"], size, not trainer.overfit_batches, workers, seed, whole, **several)
-    validation = loader(data["val"], size, False, workers, **several)
+    training = loader(
+        data["train"], size, not trainer.overfit_batches, workers, seed, whole, rank, n_processes
+    )
+    validation = loader(data["val"], size, False, workers, rank=rank, n_processes=n_processes)
     resume = Resume(trainer, training, data)
     trainer.callbacks.insert(0, resume)
 
-    def decide():
+    def decide() -> tuple:
         checkpoint, version = where_to_resume(
             arguments["ckpt_path"], Path(arguments["log_root"]) / name, model_settings
         )
@@ -101,7 +108,12 @@ def train(arguments):
     return trainer
 
 
-def fit(trainer, model, loaders, checkpoint):
+def fit(
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    loaders: tuple[DataLoader, DataLoader],
+    checkpoint: str | Path | None,
+) -> None:
     """Train from a checkpoint, if any, until training is over or the time is up."""
     try:
         trainer.fit(model, *loaders, ckpt_path=checkpoint, weights_only=True)
@@ -111,7 +123,7 @@ def fit(trainer, model, loaders, checkpoint):
         rank_zero_only(print)("--max_time is over; to resume: the same command with --ckpt_path last")
 
 
-def summarise(trainer, log_root):
+def summarise(trainer: pl.Trainer, log_root: str | Path) -> None:
     published = next((c for c in trainer.callbacks if isinstance(c, Published)), None)
     if published is None:
         print("trained and validated; nothing was kept, as --fast_dev_run and --barebones ask")

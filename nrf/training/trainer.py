@@ -1,6 +1,8 @@
 """What trains a network: optimisers and schedules by name, Lightning's Trainer, and processes that agree."""
 
 import sys
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,9 +17,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.optim import lr_scheduler
 
-from nrf.config import table
+from nrf.config import Config, table
 from nrf.system import slurm
-from nrf.training.persistence import WholeFiles
+from nrf.training.persistence import RunLogger, WholeFiles
 from nrf.training.stopping import Checkpoints, Stop
 
 TEMPORAL_LR_FACTOR = 1e-10  # of lr, for time constants under --optimizer_split 1, as published
@@ -40,13 +42,15 @@ SCHEDULERS = table(
 )
 
 
-def optimizers(named_parameters, config):
+def optimizers(
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]], config: Config
+) -> tuple[list[torch.optim.Optimizer], list]:
     """Lists of the optimizer of these parameters, and of its schedule, if any."""
-    groups = {"spatial": [], "temporal": []}
+    spatial: list[torch.nn.Parameter] = []
+    temporal: list[torch.nn.Parameter] = []
     for name, parameter in named_parameters:
-        groups["temporal" if name.endswith("tau_mem_inv") else "spatial"].append(parameter)
-    spatial, temporal = groups.values()
-    groups = [{"params": spatial + temporal}]
+        (temporal if name.endswith("tau_mem_inv") else spatial).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": spatial + temporal}]
     if config.optimizer_split and temporal:
         groups = [{"params": spatial}, {"params": temporal, "lr": config.lr * TEMPORAL_LR_FACTOR}]
     # time constants may alias one memory cell (FIDELITY 14): update parameter by parameter
@@ -57,19 +61,19 @@ def optimizers(named_parameters, config):
     return [optimizer], [schedule(optimizer, config)] if schedule else []
 
 
-def writes(flags):
+def writes(flags: dict[str, Any]) -> bool:
     """Whether a run of these flags leaves anything behind."""
     return not (flags["fast_dev_run"] or flags["barebones"])
 
 
-def listed(value):
+def listed(value: Any) -> list:
     """One, several or none of what a flag takes, as a list."""
     if value is None or isinstance(value, bool):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def build_trainer(flags, logger, callbacks):
+def build_trainer(flags: dict[str, Any], logger: RunLogger, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Lightning's Trainer with our logger and callbacks before the flags' own; the strategy dp, gone from it,
     becomes ddp.  ValueError for flags that do not go together."""
     if str(flags["strategy"]).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
@@ -86,8 +90,8 @@ def build_trainer(flags, logger, callbacks):
         raise ValueError("--sync_batchnorm: batch normalisation here is per time step, and per process")
     flags["use_distributed_sampler"] = False  # loaders share out their items themselves
     callbacks = [Stop(flags.pop("max_time")), *callbacks]
-    loggers = [logger, *listed(flags.pop("logger"))]
-    loggers = loggers if writes(flags) else False
+    own = [logger, *listed(flags.pop("logger"))]
+    loggers = own if writes(flags) else False
     if flags["enable_checkpointing"] is not False and writes(flags):
         callbacks.append(Checkpoints())
     callbacks += listed(flags.pop("callbacks"))
@@ -105,11 +109,11 @@ def build_trainer(flags, logger, callbacks):
     except Exception as error:  # noqa: BLE001  odd values of its flags make it raise anything
         raise ValueError(f"Lightning's Trainer: {type(error).__name__}: {error}") from error
     # a batch's only floats are labels, which --precision 16-true shall not round
-    trainer.precision_plugin.convert_input = lambda batch: batch
+    trainer.precision_plugin.convert_input = lambda data: data
     return trainer
 
 
-def first_decides(trainer, decide):
+def first_decides(trainer: pl.Trainer, decide: Callable[[], Any]) -> Any:
     """What decide() returns in the first process, in all that train together, which meet here.
 
     An error is raised there and ends the others without a word: they would only repeat it.
