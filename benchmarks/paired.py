@@ -111,8 +111,8 @@ def peak_bytes(function) -> int:
     return max(held, default=0)
 
 
-def write_table(name, ratios, machine, device="cpu"):
-    """`write_rows` of ratios."""
+def table_of(ratios):
+    """Lines of a Markdown table."""
     rows = [
         f"| {r.name} | {r.median:.3g} | {r.n} | {r.low:.3g}..{r.high:.3g} | {r.ours:.4g} {r.unit} "
         f"| {r.theirs:.4g} {r.unit} |"
@@ -122,13 +122,18 @@ def write_table(name, ratios, machine, device="cpu"):
         "| theirs over ours | median ratio | n | range | ours | theirs |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    write_rows(name, [*head, *rows], machine, device)
+    return [*head, *rows]
+
+
+def write_table(name, ratios, machine, device="cpu"):
+    """`write_rows` of ratios."""
+    write_rows(name, table_of(ratios), machine, device)
 
 
 def write_rows(name, rows, machine, device="cpu"):
     """A Markdown table in benchmarks/results/<name>.md, of a GPU in <name>_cuda.md, below this command and
     machine."""
-    command = " ".join([f"python3 -m benchmarks.{name}", *sys.argv[1:]])
+    command = " ".join([f"python3 -m benchmarks.{name.split('_')[0]}", *sys.argv[1:]])
     path = RESULTS / (f"{name}.md" if device == "cpu" else f"{name}_{device}.md")
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join([f"`{command}`", "", machine, "", *rows]) + "\n")

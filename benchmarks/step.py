@@ -1,13 +1,16 @@
 """A training step against the published way: one time step after the other, on Norse's cells.
 
-python3 -m benchmarks.step [--nets li lif ann] [--sizes demo paper] [--runs 2] [--device cuda] [--save]
+    python3 -m benchmarks.step [--nets li lif ann] [--sizes demo paper] [--runs 2] [--device cuda] [--save]
+    python3 -m benchmarks.step --precision bf16-mixed [--theirs 32-true]
 
 Ours is `ShapesModel`: warm-up, window, loss and gradients from a batch of sparse events.  Theirs is the model
 of nrf/network/reference.py with the same weights on the same frames.  Loss and every gradient are equal
-first, with convolutions in full float32; a GPU is then timed as torch sets it, with TF32 on both sides, and
-ours in --precision.  Each side lives in a process of its own, which reports its peak memory beyond what it
-held before its first step.  Events are even noise at the rate of the paper's recordings; dropout is off,
-whose draws differ.  A step of theirs at the paper's size takes about a minute on two cores.
+first, with convolutions in full float32; a GPU is then timed as torch sets it, with TF32, and both sides in
+--precision, theirs in another if --theirs says so.  Each side lives in a process of its own, which reports
+its peak memory beyond what it held before its first step.  On a CPU a second table says what the products and
+the traffic of a step would take at the processor's best (limits.py).  Events are even noise at the rate of
+the paper's recordings; dropout is off, whose draws differ.  A step of theirs at the paper's size takes about
+a minute on two cores.
 """
 
 import argparse
@@ -18,7 +21,8 @@ import warnings
 
 import torch
 
-from benchmarks.paired import alternate, compare, machine_line, write_table
+from benchmarks import limits
+from benchmarks.paired import alternate, compare, machine_line, table_of, write_rows
 from nrf.config import Config
 from nrf.data.dataset import EventBatch, dense_frames
 from nrf.network.neurons import NEURONS
@@ -94,12 +98,13 @@ def their_step(config, device):
     batch = batch_of(config, device)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
 
-    def step(_=None):
+    def step(precision="32-true"):
         model.zero_grad()
         warmup, frames = (part.float() for part in dense_frames(batch, config.resolution, config.timesteps))
-        loss = reference_run(config, parameters, buffers, warmup, frames, batch.labels.transpose(0, 1)).terms[
-            "loss"
-        ]
+        labels_px = batch.labels.transpose(0, 1)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            run = reference_run(config, parameters, buffers, warmup, frames, labels_px)
+        loss = run.terms["loss"]
         loss.backward()
         return loss.detach(), {name: p.grad for name, p in parameters.items()}
 
@@ -114,7 +119,7 @@ def memory_gb(what):
 
 def serve(step_of, config, threads, device, precision, connection):
     """In a process of its own, of `step_of(config, device)`: a step for "step"; one in full float32 and its
-    outcome for "outcome"; peak memory for "end"."""
+    outcome for "outcome"; what a step needs for "needs"; peak memory for "end"."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(threads)
     step = step_of(config, device)
@@ -126,6 +131,8 @@ def serve(step_of, config, threads, device, precision, connection):
             if cuda:
                 torch.cuda.synchronize()
             connection.send(None)
+        elif order == "needs":
+            connection.send(limits.needs(lambda: step(precision)))
         else:
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 loss, gradients = step()
@@ -148,7 +155,7 @@ class Side:
         theirs.close()
 
     def ask(self, order):
-        """What the process answers to "step" (None), "outcome" or "end"."""
+        """What the process answers to "step" (None), "outcome", "needs" or "end"."""
         self.connection.send(order)
         return self.connection.recv()
 
@@ -172,20 +179,24 @@ def assert_equal(ours, theirs):
 
 
 def measure(net, size, arguments):
+    """Ratios of time and memory, and what our step needs (None on a GPU)."""
     config = config_of(net, size, arguments.batch_size, arguments.device)
     T, B, device, precision = config.timesteps, config.batch_size, arguments.device, arguments.precision
-    narrow = "" if precision == "32-true" else f", ours {precision}"
-    sides = [Side(side, config, arguments.threads, device, precision) for side in (our_step, their_step)]
-    ours, theirs = sides
+    other = arguments.theirs or precision
+    narrow = f", {precision}" if precision == other else f", ours {precision}, theirs {other}"
+    narrow = "" if precision == other == "32-true" else narrow
+    ours = Side(our_step, config, arguments.threads, device, precision)
+    theirs = Side(their_step, config, arguments.threads, device, other)
     try:
         assert_equal(ours.ask("outcome"), theirs.ask("outcome"))
         name = f"training step, {net}, {size} ({T} + {T} time steps, batch {B}{narrow})"
         time = alternate(name, ours.step, theirs.step, arguments.runs, first=device != "cpu" or bool(narrow))
+        needed = None if device != "cpu" else ours.ask("needs")
         memory = compare(f"peak memory, {net}, {size}{narrow}", [(ours.ask("end"), theirs.ask("end"))], "GB")
     finally:
-        for side in sides:
+        for side in (ours, theirs):
             side.process.kill()
-    return [time, memory]
+    return [time, memory], needed
 
 
 def main():
@@ -197,19 +208,29 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
+    parser.add_argument("--theirs", choices=("32-true", "bf16-mixed"), help="their precision (default: ours)")
     parser.add_argument("--save", action="store_true", help="write a table into benchmarks/results")
     arguments = parser.parse_args()
     machine = machine_line(threads=arguments.threads, dtype="float32", device=arguments.device)
     print(machine)
-    ratios, failed = [], []
+    torch.set_num_threads(arguments.threads)
+    ratios, limited, failed = [], [], []
+    speeds = limits.speeds()
+    peak = f"{speeds[0] / 1e9:.3g} GFLOP/s of a large float32 product, {speeds[1] / 1e9:.3g} GB/s of a copy"
     for size, net in itertools.product(arguments.sizes, arguments.nets):
         try:
-            ratios += measure(net, size, arguments)
+            found, needed = measure(net, size, arguments)
+            ratios += found
+            if needed:
+                limited.append(limits.row(f"{net}, {size}", needed, speeds, found[0].ours))
+                print(f"at {peak}: {limited[-1]}", flush=True)
         except (AssertionError, EOFError, OSError) as error:  # the others are still to be had
             failed.append(f"not measured: {net}, {size}: {error or 'a side ended, of too little memory?'}")
             print(failed[-1], flush=True)
         if arguments.save and ratios:
-            write_table("step", ratios, machine, arguments.device)
+            rows = [*table_of(ratios), *(["", f"{peak}:", "", *limits.TABLE, *limited] if limited else [])]
+            name = "step" if arguments.precision == "32-true" else f"step_{arguments.precision}"
+            write_rows(name, rows, machine, arguments.device)
     if failed:
         raise SystemExit(1)
 
