@@ -97,7 +97,7 @@ def _shard(text: str | tuple[int, int]) -> tuple[int, int]:
     return i, n
 
 
-def _size(text: Any) -> str | float:
+def _size(text: str | float) -> str | float:
     if text in ("random", "changing"):
         return text
     try:

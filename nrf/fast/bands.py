@@ -4,20 +4,33 @@ Few channels come into the paper's first layer, many go out four times as large 
 once per time constant: 8 GB of float32 voltages that a cheap convolution of 29 MB of events makes.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+State = tuple[Tensor, ...]  # a NamedTuple of the variables
+Responses = tuple[Tensor, State | None, Tensor]  # responses, state, mean responses
 # cells of a band's currents, over all steps: on a GPU each band costs the start of some twenty kernels
 BAND = {"cpu": 2**23, "cuda": 2**28}
 
 
-def band_rows(frames, n_currents):
+def band_rows(frames: Tensor, n_currents: int) -> int:
     """Rows of a band, an even number, where each cell of frames (..., C, H, W) brings so many currents."""
     cells = frames[..., 0, 0, :].numel() * n_currents
     return 2 * max(1, BAND.get(frames.device.type, BAND["cpu"]) // (2 * cells))
 
 
-def by_bands(response, frames, state, radius, rows, parameters):
+def by_bands(
+    response: Callable[..., Responses],
+    frames: Tensor,
+    state: State | None,
+    radius: int,
+    rows: int,
+    parameters: Sequence[Tensor],
+) -> Responses:
     """What `response(frames, state)` returns: pooled responses, state, mean responses.
 
     response: takes frames that have `radius` rows and columns of padding on each side, convolves them without
@@ -36,12 +49,16 @@ def by_bands(response, frames, state, radius, rows, parameters):
 class _Plan:
     """The bands of a response, and what each returns."""
 
-    def __init__(self, response, state, height, radius, rows):
+    def __init__(
+        self, response: Callable[..., Responses], state: type, height: int, radius: int, rows: int
+    ) -> None:
         self.response, self.state, self.height, self.radius = response, state, height, radius
         tops = range(0, max(height - 1, 1), rows)  # a last single row is not pooled: the band above takes it
         self.spans = list(zip(tops, [*tops[1:], height], strict=True))
 
-    def band(self, top, bottom, padded, variables):
+    def band(
+        self, top: int, bottom: int, padded: Tensor, variables: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
         """Parts of the results, channels last, and the mean responses as this band counts among them."""
         before = self.state(*(x[..., top:bottom, :] for x in variables)) if variables else None
         part = padded[..., top : bottom + 2 * self.radius, :]
@@ -50,7 +67,7 @@ class _Plan:
         return [x.movedim(-3, -1) for x in (out, *(after or ()))], mean * ((bottom - top) / self.height)
 
     @staticmethod
-    def rows(top, bottom, n):
+    def rows(top: int, bottom: int, n: int) -> list[slice]:
         """Where the parts of a band lie in n results; the first are pooled."""
         return [slice(top // 2, bottom // 2), *[slice(top, bottom)] * (n - 1)]
 
@@ -60,12 +77,15 @@ class _Bands(torch.autograd.Function):
     `torch.utils.checkpoint` in pieces that the process does not give back: twice its peak, measured."""
 
     @staticmethod
-    def forward(ctx, plan, n_variables, padded, *tensors):
-        wholes, mean = None, 0
+    def forward(
+        ctx: Any, plan: _Plan, n_variables: int, padded: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        wholes: list[Tensor] = []
+        means = []
         for top, bottom in plan.spans:
             parts, share = plan.band(top, bottom, padded, tensors[:n_variables])
-            mean = mean + share
-            if wholes is None:
+            means.append(share)
+            if not wholes:
                 heights = [plan.height // 2, *[plan.height] * (len(parts) - 1)]
                 wholes = [
                     part.new_empty(*part.shape[:-3], height, *part.shape[-2:])
@@ -77,13 +97,13 @@ class _Bands(torch.autograd.Function):
         ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         ctx.save_for_backward(padded, *tensors)
         ctx.set_materialize_grads(False)
-        return *(whole.movedim(-1, -3) for whole in wholes), mean
+        return *(whole.movedim(-1, -3) for whole in wholes), sum(means[1:], means[0])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *grads):
-        *grads, grad_mean = grads
-        grads = [None if grad is None else grad.movedim(-3, -1) for grad in grads]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        *of_outputs, grad_mean = grads
+        moved = [None if grad is None else grad.movedim(-3, -1) for grad in of_outputs]
         inputs, plan = ctx.saved_tensors, ctx.plan
         needed = [i for i, need in enumerate(ctx.needs_input_grad[2:]) if need]
         totals = {i: torch.zeros_like(inputs[i]) for i in needed}
@@ -96,7 +116,7 @@ class _Bands(torch.autograd.Function):
             rows = plan.rows(top, bottom, len(parts))
             wanted = [
                 (part, grad[..., own, :, :])
-                for part, grad, own in zip(parts, grads, rows, strict=True)
+                for part, grad, own in zip(parts, moved, rows, strict=True)
                 if grad is not None
             ]
             wanted += [] if grad_mean is None else [(share, grad_mean)]
@@ -109,14 +129,14 @@ class _Bands(torch.autograd.Function):
         return None, None, *(totals.get(i) for i in range(len(inputs)))
 
 
-def split(state, K):
+def split(state: State | None, K: int) -> list[Any]:
     """K states of one channel each, of one (K, ...), or None."""
     if state is None:
         return [None] * K
     return [type(state)(*variables) for variables in zip(*(x.split(1) for x in state), strict=True)]
 
 
-def join(parts):
+def join(parts: Sequence[Responses]) -> Responses:
     """Responses, state and mean responses of K channels, from those of each."""
     outs, states, means = zip(*parts, strict=True)
     if states[0] is None:
@@ -125,6 +145,6 @@ def join(parts):
     return cat(outs, 1), state, torch.cat(means)
 
 
-def cat(parts, dim):
+def cat(parts: Sequence[Tensor], dim: int) -> Tensor:
     """`torch.cat` of (..., C, H, W), channels last in memory.  dim: from the front."""
     return torch.cat([part.movedim(-3, -1) for part in parts], dim).movedim(-1, -3)

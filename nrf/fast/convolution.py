@@ -11,16 +11,21 @@ into tiles of about TILE pixels a side, that overlap by k - 1.  For the paper's 
 144 channels, 75 x 75 pixels) that is a tenth of the multiplications.  Its plain twin is torch's `conv2d`.
 """
 
+from __future__ import annotations
+
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from nrf.fast import native
 from nrf.fast.sparse import convolve_events
 
+Spans = Sequence[tuple[slice, slice]]  # pixels of the field, and of a tile
 METHODS = ("auto", "direct", "spectral")
 TILE = 25  # pixels: smaller tiles overlap more, larger ones have costlier transforms
 # tiles transformed at a time: few fit a cache, many share the transforms of the kernels; on a GPU each chunk
@@ -30,7 +35,9 @@ ADVANTAGE, LEAST = 2.0, 5e7  # how many times fewer multiplications pay, and of 
 LEAST_CHANNELS = 16  # products of fewer are too small to run fast
 
 
-def convolve(frames, weight, method="auto", events=False, padded=False):
+def convolve(
+    frames: Tensor, weight: Tensor, method: str = "auto", events: bool = False, padded: bool = False
+) -> Tensor:
     """Convolution "same" of frames (F, C, H, W) with weights (N, C, k, k), k odd: (F, N, H, W).
 
     method: "direct" (torch), "spectral" (over frequencies), or "auto", the faster one by
@@ -50,7 +57,7 @@ def convolve(frames, weight, method="auto", events=False, padded=False):
     return F.conv2d(frames, weight, padding=padding)
 
 
-def spectral_is_faster(frames, weight):
+def spectral_is_faster(frames: Tensor, weight: Tensor) -> bool:
     """Whether frequencies are the faster way: on a CPU, where they save enough multiplications.
 
     ADVANTAGE, LEAST and LEAST_CHANNELS are measured: `python3 -m benchmarks.conv`.  In bfloat16 matrix units
@@ -65,18 +72,20 @@ def spectral_is_faster(frames, weight):
 
 
 @functools.cache
-def has_matrix_units():
+def has_matrix_units() -> bool:
     """Whether the processor has units that multiply bfloat16 matrices (Intel's AMX)."""
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
-def multiplications(frames_shape, weight_shape, device="cpu"):
+def multiplications(
+    frames_shape: Sequence[int], weight_shape: Sequence[int], device: str = "cpu"
+) -> tuple[float, float]:
     """Multiplications of the direct and of the spectral way."""
     n, C, H, W = frames_shape
     N, _, k, _ = weight_shape
     rows, columns = layout(H, k), layout(W, k)
     half = rows.circle // 2 + 1
-    tiles = rows.count * columns.count
+    tiles = rows.tiles * columns.tiles
     chunks = -(-n // frames_at_a_time(tiles, device))
     direct = n * H * W * k * k * C * N
     to = 2 * half * rows.inside * columns.inside + 4 * half * columns.circle * columns.inside
@@ -86,12 +95,12 @@ def multiplications(frames_shape, weight_shape, device="cpu"):
     return direct, n * tiles * (to * C + back * N + products) + kernels
 
 
-def frames_at_a_time(tiles, device="cpu"):
+def frames_at_a_time(tiles: int, device: str = "cpu") -> int:
     """How many frames of so many tiles are transformed at a time on a type of device."""
     return max(1, CHUNK.get(device, CHUNK["cpu"]) // tiles)
 
 
-def correlate(frames, weight):
+def correlate(frames: Tensor, weight: Tensor) -> Tensor:
     """`conv2d(frames, weight, padding="same")` over frequencies, without a gradient."""
     n_out, n_in, k, _ = weight.shape
     H, W = frames.shape[-2:]
@@ -123,7 +132,7 @@ def correlate(frames, weight):
     return out.permute(0, 3, 1, 2)
 
 
-def correlate_frames(frames, grad, k):
+def correlate_frames(frames: Tensor, grad: Tensor, k: int) -> Tensor:
     """The gradient (N, C, k, k) of `correlate` at the weights, from that at its output (F, N, H, W)."""
     H, W = frames.shape[-2:]
     n_in, n_out = frames.shape[1], grad.shape[1]
@@ -154,12 +163,12 @@ def correlate_frames(frames, grad, k):
     return weight.view(k, k, n_in, n_out).permute(3, 2, 0, 1)
 
 
-def _keep(ctx, inputs, output):
+def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
 @torch.autograd.function.once_differentiable
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Of `correlate`.  That of the frames is the transposed map: inputs and outputs change places, kernels
     turn round."""
     frames, weight = ctx.saved_tensors
@@ -171,12 +180,12 @@ def _backward(ctx, grad):
     return grad_frames, grad_weight
 
 
-def _empty_correlated(frames, weight):
+def _empty_correlated(frames: Tensor, weight: Tensor) -> Tensor:
     n, _, H, W = frames.shape
     return frames.new_empty(n, H, W, len(weight)).permute(0, 3, 1, 2)
 
 
-def _empty_weight(frames, grad, k):
+def _empty_weight(frames: Tensor, grad: Tensor, k: int) -> Tensor:
     return frames.new_empty(k, k, frames.shape[1], grad.shape[1]).permute(3, 2, 0, 1)
 
 
@@ -189,7 +198,7 @@ native.operator(
 )
 
 
-def _channels_last(frames):
+def _channels_last(frames: Tensor) -> Tensor:
     """(F, H, W, C), each frame in one piece of memory."""
     frames = frames.permute(0, 2, 3, 1)
     return frames if len(frames) and frames[0].is_contiguous() else frames.contiguous()
@@ -199,16 +208,19 @@ class Workspace:
     """Working memory by name, taken again as long as the shape stays: fresh memory costs as much as a
     product."""
 
-    def __init__(self, like):
-        self.like, self.taken = like, {}
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.taken: dict[str, Tensor] = {}
 
-    def __call__(self, name, *shape):
+    def __call__(self, name: str, *shape: int) -> Tensor:
         if name not in self.taken or self.taken[name].shape != shape:
             self.taken[name] = self.like.new_empty(shape)
         return self.taken[name]
 
 
-def over_rows(x, rows, spans, workspace, name):
+def over_rows(
+    x: Tensor, rows: Transform, spans: Spans, workspace: Workspace, name: str
+) -> tuple[Tensor, ...]:
     """The half spectra along H of the tiles of frames (F, H, W, C): per frequency (tiles F, 2, W, C), real
     parts first."""
     n, _, W, C = x.shape
@@ -218,7 +230,7 @@ def over_rows(x, rows, spans, workspace, name):
     return out.view(-1, rows.half, 2, W, C).unbind(1)
 
 
-def over_columns(band, columns, spans, workspace, name):
+def over_columns(band: Tensor, columns: Transform, spans: Spans, workspace: Workspace, name: str) -> Tensor:
     """The spectra along W of the tiles of (n, 2, W, C): real and imaginary parts, each (Nw, tiles n, C)."""
     n, _, _, C = band.shape
     out = workspace(name, len(spans), n, 2 * columns.circle, C)
@@ -229,7 +241,7 @@ def over_columns(band, columns, spans, workspace, name):
     return out.view(-1, 2, columns.circle, C).permute(1, 2, 0, 3)
 
 
-def from_rows(spectra, rows, columns, y, workspace):
+def from_rows(spectra: Tensor, rows: Transform, columns: Transform, y: Tensor, workspace: Workspace) -> None:
     """Writes frames y (F, H, W, N) from spectra (2 Kh, tiles F, w, N)."""
     n = len(y)
     spectra = spectra.unflatten(1, (columns.count, rows.count, n))
@@ -251,14 +263,14 @@ class Layout(NamedTuple):
     """How an axis is cut into tiles: how many, of how many pixels of the result; how many pixels of the frame
     they see, the first `before` theirs; on a circle of how many points."""
 
-    count: int
+    tiles: int
     size: int
     inside: int
     before: int
     circle: int
 
 
-def layout(pixels, k):
+def layout(pixels: int, k: int) -> Layout:
     """The tiles of an axis.  Of a single one what wraps round its circle falls on the padding's zeros."""
     radius, count = k // 2, max(1, round(pixels / TILE))
     if count == 1:
@@ -274,7 +286,7 @@ class Transform:
     inputs, outputs: per tile which pixels of the field it sees, or makes, and which of its own those are.
     """
 
-    def __init__(self, pixels, k, dtype, device):
+    def __init__(self, pixels: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
         self.count, self.size, inside, before, self.circle = layout(pixels, k)
         self.half = self.circle // 2 + 1
         tops = [i * self.size for i in range(self.count)]
@@ -284,12 +296,12 @@ class Transform:
         self._of_fields(torch.arange(inside))
         self._of_kernels(torch.arange(k) - k // 2 + before)
 
-    def _wave(self, a, b):
+    def _wave(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin (len(a), len(b)) of 2 pi a b / circle."""
         phase = 2 * math.pi / self.circle * (a[:, None] * b % self.circle).double()
         return torch.cos(phase), torch.sin(phase)
 
-    def _frequencies(self):
+    def _frequencies(self) -> tuple[Tensor, Tensor, Tensor]:
         """All, half of them, and how often each of the half counts for a real result."""
         twice = torch.full((self.half,), 2.0).double()
         if self.circle % 2 == 0:
@@ -297,7 +309,7 @@ class Transform:
         twice[0] = 1  # the last one, too, of a circle of one point
         return torch.arange(self.circle), torch.arange(self.half), twice
 
-    def _of_fields(self, x):
+    def _of_fields(self, x: Tensor) -> None:
         (f, half, twice), n = self._frequencies(), self.circle
         # x -> X = sum x exp(-2 pi i f x / n), complex x, and real x with half of the frequencies
         cos, sin = self._wave(f, x)
@@ -311,7 +323,7 @@ class Transform:
         cos, sin = self._wave(x, half)
         self.inverse_real = self.cast(torch.cat([cos * twice, -sin * twice], 1) / n)
 
-    def _of_kernels(self, tap):
+    def _of_kernels(self, tap: Tensor) -> None:
         (f, half, twice), n = self._frequencies(), self.circle
         # w -> W = sum w exp(+...); along columns as W_re, W_im - W_re, W_re + W_im
         cos, sin = self._wave(half, tap)
@@ -326,7 +338,7 @@ class Transform:
         self.taps_real = self.cast(torch.stack([cos * twice, -sin * twice], -1).flatten(1) / n)
 
 
-def spans(start, length, pixels):
+def spans(start: int, length: int, pixels: int) -> tuple[slice, slice]:
     """Which pixels of a field lie in [start, start + length), and where there they lie."""
     first, last = max(start, 0), min(start + length, pixels)
     return slice(first, last), slice(first - start, last - start)

@@ -15,9 +15,12 @@ import shlex
 import stat
 import subprocess
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from nrf.system.files import locked, whole_file
 
@@ -33,25 +36,39 @@ SUFFIXES = {torch.float32: "float", torch.float64: "double"}
 
 
 @torch.compiler.assume_constant_result
-def is_available(device, dtype):
+def is_available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there are kernels for this device and dtype."""
     return device.type == "cpu" and dtype in SUFFIXES and load() is not None
 
 
-def call(name, dtype, sizes, constants, inputs, outputs):
+def call(
+    name: str,
+    dtype: torch.dtype,
+    sizes: Sequence[int],
+    constants: Sequence[float],
+    inputs: Sequence[Tensor | None],
+    outputs: Sequence[Tensor | None],
+) -> None:
     """A function of native.cpp: contiguous tensors of `dtype`, of float64 for sums, int32 for bits and
     int64 for indices; None for a null pointer.
 
     sizes: the last is the number of all cells, which the kernel gets as how many threads share them.
     A custom operator, which torch.compile and torch.export pass through.
     """
-    outputs = [outputs[0].new_empty(0) if x is None else x for x in outputs]
-    tensors = (x for x in (*inputs, *outputs) if x is not None)
+    some = next(x for x in outputs if x is not None)
+    written = [some.new_empty(0) if x is None else x for x in outputs]
+    tensors = (x for x in (*inputs, *written) if x is not None)
     assert all(x.dtype in (dtype, torch.float64, torch.int32, torch.int64) for x in tensors)
-    torch.ops.nrf.native.default(f"{name}_{SUFFIXES[dtype]}", sizes, constants, inputs, outputs)
+    torch.ops.nrf.native.default(f"{name}_{SUFFIXES[dtype]}", sizes, constants, inputs, written)
 
 
-def _call(name, sizes, constants, inputs, outputs):
+def _call(
+    name: str,
+    sizes: Sequence[int],
+    constants: Sequence[float],
+    inputs: Sequence[Tensor | None],
+    outputs: Sequence[Tensor],
+) -> None:
     *sizes, cells = sizes
     assert all(x.is_contiguous() and x.device.type == "cpu" for x in (*inputs, *outputs) if x is not None)
     getattr(load(), name)(
@@ -61,7 +78,7 @@ def _call(name, sizes, constants, inputs, outputs):
     )
 
 
-def _threads(cells):
+def _threads(cells: int) -> int:
     """How many threads share so many cells of all steps: beside other programs they wait for each other."""
     return max(1, min(torch.get_num_threads(), cells // CELLS_PER_THREAD))
 
@@ -69,7 +86,13 @@ def _threads(cells):
 _OPERATORS = torch.library.Library("nrf", "DEF")
 
 
-def operator(schema, kernel, fake, backward=None, keep=None):
+def operator(
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    keep: Callable[..., Any] | None = None,
+) -> None:
     """Define torch.ops.nrf.NAME, which torch.compile and torch.export pass through as it is.
 
     fake: gives empty tensors of the shapes and strides that the kernel returns.  backward, keep: its
@@ -82,7 +105,13 @@ def operator(schema, kernel, fake, backward=None, keep=None):
         torch.library.register_autograd(f"nrf::{name}", backward, setup_context=keep, lib=_OPERATORS)
 
 
-def _without_gradient(name, sizes, constants, inputs, outputs):
+def _without_gradient(
+    name: str,
+    sizes: Sequence[int],
+    constants: Sequence[float],
+    inputs: Sequence[Tensor | None],
+    outputs: Sequence[Tensor],
+) -> None:
     """The operator where it may be outside of the function that knows its gradient, as in an exported
     program: there a backward pass is an error rather than cut off in silence."""
     with torch._C._AutoDispatchBelowAutograd():
@@ -93,7 +122,7 @@ def _without_gradient(name, sizes, constants, inputs, outputs):
                 x.requires_grad_().register_hook(_refuse)
 
 
-def _refuse(grad):
+def _refuse(grad: Tensor) -> NoReturn:
     raise RuntimeError("an exported network has no backward pass; train the network it was exported from")
 
 
@@ -106,7 +135,7 @@ _OPERATORS.impl("native", _without_gradient, "Autograd")
 
 
 @functools.cache
-def load():
+def load() -> ctypes.CDLL | None:
     """The shared library, or None where it cannot be built or kept, which a warning explains."""
     compiler = os.environ.get("CXX") or "c++"
     try:
@@ -129,7 +158,7 @@ def load():
         return None
 
 
-def _reason(error, compiler):
+def _reason(error: Exception, compiler: str) -> str:
     if isinstance(error, subprocess.CalledProcessError):
         lines = error.stderr.decode(errors="replace").splitlines() or [f"exit code {error.returncode}"]
         return f"{compiler}: {next((line for line in lines if 'error' in line.lower()), lines[0])}"
@@ -138,26 +167,26 @@ def _reason(error, compiler):
     return str(error) if isinstance(error, RuntimeError) else f"{compiler}: {error}"
 
 
-def _is_ours(path):
+def _is_ours(path: Path) -> bool:
     return not hasattr(os, "geteuid") or path.stat().st_uid == os.geteuid()
 
 
-def _is_private(path):
+def _is_private(path: Path) -> bool:
     """Whether this is a file of this user's, and nobody else may write to it."""
     mode = path.stat().st_mode
     return stat.S_ISREG(mode) and _is_ours(path) and not mode & OTHERS_WRITE
 
 
-def _sum_file(path):
+def _sum_file(path: Path) -> Path:
     return path.with_suffix(".sum")
 
 
-def _fingerprint(path):
+def _fingerprint(path: Path) -> str:
     content = path.read_bytes()
     return f"{len(content)} {hashlib.sha256(content).hexdigest()}\n"
 
 
-def _is_intact(path):
+def _is_intact(path: Path) -> bool:
     """Whether a library is there, this user's alone, and the one that was built: a damaged one would end the
     process when it is loaded or called."""
     try:
@@ -167,7 +196,7 @@ def _is_intact(path):
         return False
 
 
-def _build(command, path):
+def _build(command: Sequence[str], path: Path) -> None:
     with whole_file(path, ending=".so") as partial:
         command = [*command, str(SOURCE), "-o", str(partial)]
         subprocess.run(command, check=True, capture_output=True, env=os.environ | {"LC_ALL": "C"})
@@ -178,7 +207,7 @@ def _build(command, path):
             sum_file.chmod(0o600)
 
 
-def _processor():
+def _processor() -> str:
     """What `-march=native` depends on: a home may be shared by machines."""
     try:
         with open("/proc/cpuinfo") as lines:

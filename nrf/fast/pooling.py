@@ -1,26 +1,40 @@
 """Pooling by 2 along height and width, alone and in one pass with the neurons in front of it."""
 
+from types import ModuleType
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from nrf.fast import native, scan_native, trust
 from nrf.fast.scan import integrate, integrate_and_fire
 
+Pooled = tuple[Tensor, Tensor | None, Tensor]  # responses, last voltages, means
 NETS = {"ann": 0, "li": 1, "lif": 2}  # as in native.cpp
 
 
-def average_pool(frames):
+def average_pool(frames: Tensor) -> Tensor:
     """Means over 2 x 2 pixels of frames (..., C, H, W): (..., C, H // 2, W // 2), the last row and column of
     odd sizes left out."""
     return F.avg_pool2d(frames.flatten(0, -4), 2).unflatten(0, frames.shape[:-3])
 
 
-def max_pool(frames):
+def max_pool(frames: Tensor) -> Tensor:
     """Maxima over 2 x 2 pixels, as `average_pool`."""
     return F.max_pool2d(frames.flatten(0, -4), 2).unflatten(0, frames.shape[:-3])
 
 
-def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
+def pooled_neurons(
+    net: str,
+    K: int,
+    current: Tensor,
+    decay: Tensor | None,
+    v0: Tensor | None,
+    skips: Tensor | None,
+    v_th: float | Tensor,
+    alpha: float | Tensor,
+) -> Pooled:
     """Average-pooled responses (T, K, B, C, H // 2, W // 2) of K neurons, their last voltages (K, B, C, H, W)
     and, for "lif", the means (K,) of the responses in front of the pooling, else 0.
 
@@ -45,12 +59,23 @@ def pooled_neurons(net, K, current, decay, v0, skips, v_th, alpha):
     return _in_one_pass(*given)
 
 
-def pooled_plainly(net, K, current, decay, v0, skips, v_th, alpha):
+def pooled_plainly(
+    net: str,
+    K: int,
+    current: Tensor,
+    decay: Tensor | None,
+    v0: Tensor | None,
+    skips: Tensor | None,
+    v_th: float | Tensor,
+    alpha: float | Tensor,
+) -> Pooled:
     """`pooled_neurons`, the plain twin: one operation after the other."""
-    per_channel, last = (-1, 1, 1, 1, 1), None
+    per_channel = (-1, 1, 1, 1, 1)
+    last: Tensor | None = None
     if net == "ann":
         out = F.relu(current).expand(len(current), K, *current.shape[2:])
     else:
+        assert decay is not None
         v0 = decay.new_zeros(()).expand(K, *current.shape[2:]) if v0 is None else v0
         if net == "li":
             voltages = integrate(current, decay.view(per_channel), v0)
@@ -62,18 +87,26 @@ def pooled_plainly(net, K, current, decay, v0, skips, v_th, alpha):
     return average_pool(out), last, means
 
 
-def _in_one_pass(net, K, current, decay, v0, skips, v_th, alpha):
+def _in_one_pass(
+    net: str,
+    K: int,
+    current: Tensor,
+    decay: Tensor | None,
+    v0: Tensor | None,
+    skips: Tensor | None,
+    v_th: float | Tensor,
+    alpha: float | Tensor,
+) -> Pooled:
     decay, skips = (None if values is None else values.contiguous() for values in (decay, skips))
     parameter = skips if decay is None else decay
     if current.device.type == "cpu" and parameter is not None:  # a GPU's kernels convert what they read
         current = current.to(parameter.dtype)
-    current, v0 = _channels_last(current), _channels_last(v0)
-    given = current, decay, v0, skips
+    given = _channels_last(current), decay, None if v0 is None else _channels_last(v0), skips
     pooled, last, means = _PooledNeurons.apply(*given, NETS[net], K, float(v_th), float(alpha))
     return pooled.movedim(-1, -3), None if last is None else last.movedim(-1, -3), means
 
 
-def is_one_pass(device, dtype):
+def is_one_pass(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `pooled_neurons` takes voltages of this device and dtype."""
     return device.type == "cuda" or native.is_available(device, dtype)
 
@@ -82,7 +115,17 @@ class _PooledNeurons(torch.autograd.Function):
     """With channels last: current (T, 1 or K, B, H, W, C), v0 and last voltages (K, B, H, W, C)."""
 
     @staticmethod
-    def forward(ctx, current, decay, v0, skips, net, K, v_th, alpha):
+    def forward(
+        ctx: Any,
+        current: Tensor,
+        decay: Tensor | None,
+        v0: Tensor | None,
+        skips: Tensor | None,
+        net: int,
+        K: int,
+        v_th: float,
+        alpha: float,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         ctx.net, ctx.constants = (net, K), (v_th, alpha)
         pooled, last, sums = _kernels(current).pool(net, K, current, decay, v0, skips, v_th)
         ctx.save_for_backward(current, decay, v0, skips)
@@ -91,7 +134,9 @@ class _PooledNeurons(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_pooled, grad_last, grad_means):
+    def backward(
+        ctx: Any, grad_pooled: Tensor | None, grad_last: Tensor | None, grad_means: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         current, *parameters = ctx.saved_tensors
         if ctx.net[0] != NETS["lif"]:  # no means
             grad_means = None
@@ -101,11 +146,11 @@ class _PooledNeurons(torch.autograd.Function):
         grad_current, sums, grad_v0 = _kernels(current).pool_backward(
             *ctx.net, grads, current, *parameters, *ctx.constants, wanted[2]
         )
-        grads = grad_current, sums[:, 0], grad_v0, sums[:, 1]
-        return *(grad if wanted[i] else None for i, grad in enumerate(grads)), *(None,) * 4
+        found = grad_current, sums[:, 0], grad_v0, sums[:, 1]
+        return *(grad if wanted[i] else None for i, grad in enumerate(found)), *(None,) * 4
 
 
-def _kernels(tensor):
+def _kernels(tensor: Tensor) -> ModuleType:
     """The kernels for this tensor's device."""
     if tensor.device.type == "cuda":
         from nrf.fast import pooling_triton  # needs Triton, which comes with torch where there is a GPU
@@ -114,5 +159,5 @@ def _kernels(tensor):
     return scan_native
 
 
-def _channels_last(tensor):
-    return None if tensor is None else tensor.movedim(-3, -1).contiguous()
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.movedim(-3, -1).contiguous()

@@ -8,9 +8,12 @@ Channels are last in memory.  Tested on a CPU by Triton's interpreter (TRITON_IN
 for a GPU.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 BLOCK = 256  # of a program
 SEGMENT = 8  # steps that are in registers at a time
@@ -234,7 +237,15 @@ def _pool_backward(
         tl.debug_barrier()  # before the next k takes the working memory
 
 
-def pool(net, K, current, decay, v0, skips, v_th):
+def pool(
+    net: int,
+    K: int,
+    current: Tensor,
+    decay: Tensor | None,
+    v0: Tensor | None,
+    skips: Tensor | None,
+    v_th: float,
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """As in `scan_native.py`; states and sums in the dtype of the voltages."""
     sizes = T, K, groups, B, H, W, C = len(current), K, *current.shape[1:]
     dtype = _state_dtype(current.dtype, decay)
@@ -251,7 +262,18 @@ def pool(net, K, current, decay, v0, skips, v_th):
     return pooled, last, sums.sum(1, dtype=torch.float64)
 
 
-def pool_backward(net, K, grads, current, decay, v0, skips, v_th, alpha, to_rest):
+def pool_backward(
+    net: int,
+    K: int,
+    grads: Sequence[Tensor | None],
+    current: Tensor,
+    decay: Tensor | None,
+    v0: Tensor | None,
+    skips: Tensor | None,
+    v_th: float,
+    alpha: float,
+    to_rest: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """As in `scan_native.py`."""
     sizes = T, K, groups, B, H, W, C = len(current), K, *current.shape[1:]
     states, new = _state_dtype(current.dtype, decay), current.new_empty
@@ -269,12 +291,12 @@ def pool_backward(net, K, grads, current, decay, v0, skips, v_th, alpha, to_rest
     return grad_current, sums.sum(2, dtype=torch.float64).T, grad_v0
 
 
-def _some(pointers):
+def _some(pointers: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Any tensor in place of None, where it is not touched."""
     some = next(p for p in pointers if p is not None)
     return [some if p is None else p for p in pointers]
 
 
-def _state_dtype(current, decay):
+def _state_dtype(current: torch.dtype, decay: Tensor | None) -> torch.dtype:
     """Of voltages under a current of this dtype: float32 at least."""
     return torch.promote_types(torch.float32, current if decay is None else decay.dtype)

@@ -4,18 +4,27 @@ On a CPU compiled (`scan_native.py`), without a compiler in torch's operations (
 Triton (`scan_triton.py`).  One tensor is kept for the backward pass.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from nrf.fast import native, scan_native, scan_torch, trust
 
 
-def integrate(current, decay, v0):
+def integrate(current: Tensor, decay: Tensor, v0: Tensor) -> Tensor:
     """Voltages (T, *step) of leaky integrators under `current` (T, ...), from v0 (*step)."""
     *flat, restore = _flat(current, decay, v0)
     return restore(_LeakyIntegrator.apply(*flat))
 
 
-def integrate_and_fire(current, decay, v0, v_th, alpha):
+def integrate_and_fire(
+    current: Tensor, decay: Tensor, v0: Tensor, v_th: float | Tensor, alpha: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """Spikes (T, *step) of leaky integrate-and-fire neurons and their last voltages, as `integrate`.
 
     v_th, alpha: threshold and steepness of the surrogate gradient, numbers or tensors of one."""
@@ -32,7 +41,7 @@ class _LeakyIntegrator(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, current, decay, v0):
+    def forward(ctx: Any, current: Tensor, decay: Tensor, v0: Tensor) -> Tensor:
         voltages = _kernels(v0).integrate(current, decay, v0)
         ctx.save_for_backward(voltages, decay, v0)
         ctx.groups, ctx.dtype = current.shape[1], current.dtype
@@ -40,7 +49,7 @@ class _LeakyIntegrator(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_voltages):
+    def backward(ctx: Any, grad_voltages: Tensor) -> tuple[Tensor | None, ...]:
         voltages, decay, v0 = ctx.saved_tensors
         gradients = _kernels(voltages).integrate_backward(grad_voltages, voltages, decay, v0, ctx.groups)
         return _needed(ctx, decay, *gradients)
@@ -56,7 +65,9 @@ class _IntegrateAndFire(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, current, decay, v0, v_th, alpha):
+    def forward(
+        ctx: Any, current: Tensor, decay: Tensor, v0: Tensor, v_th: float | Tensor, alpha: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
         kept, spikes, last = _kernels(v0).fire(current, decay, v0, v_th)
         ctx.save_for_backward(*kept, decay, v0)
         ctx.groups, ctx.dtype, ctx.constants = current.shape[1], current.dtype, (v_th, alpha)
@@ -64,13 +75,13 @@ class _IntegrateAndFire(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_spikes, grad_last):
+    def backward(ctx: Any, grad_spikes: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
         *kept, decay, v0 = ctx.saved_tensors
         arguments = grad_spikes, grad_last, kept, decay, v0, *ctx.constants, ctx.groups
         return *_needed(ctx, decay, *_kernels(v0).fire_backward(*arguments)), None, None
 
 
-def _kernels(tensor):
+def _kernels(tensor: Tensor) -> ModuleType:
     """The scans for the device and dtype of these voltages."""
     if tensor.device.type == "cuda" and trust.scans(tensor.device, tensor.dtype):
         from nrf.fast import scan_triton
@@ -79,13 +90,17 @@ def _kernels(tensor):
     return scan_native if native.is_available(tensor.device, tensor.dtype) else scan_torch
 
 
-def _needed(ctx, decay, current, changes, v0):
+def _needed(
+    ctx: Any, decay: Tensor, current: Tensor, changes: Tensor, v0: Tensor
+) -> tuple[Tensor | None, ...]:
     """The gradients that are needed: current (in its own dtype: bfloat16 under autocast), decay, v0."""
     gradients = current.to(ctx.dtype), (changes / decay).sum_to_size(decay.shape), v0
     return tuple(grad if ctx.needs_input_grad[i] else None for i, grad in enumerate(gradients))
 
 
-def _flat(current, decay, v0):
+def _flat(
+    current: Tensor, decay: Tensor, v0: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]]:
     """Current, decay and v0 as the scans see them, (T, 1 or K, n), (K, 1 or n) and (K, n), contiguous, views
     where the order of memory allows, and the function that turns results (..., K, n) back into steps.
 
@@ -104,16 +119,17 @@ def _flat(current, decay, v0):
         current, v0 = _channels_last(current), _channels_last(v0)
         decay = decay if leading or decay.numel() == 1 else _channels_last(decay)
 
-        def restore(flat):
+        def restore(flat: Tensor) -> Tensor:
             return flat.view(flat.shape[:-2] + shape).movedim(-1, -3)
     else:
 
-        def restore(flat):
+        def restore(flat: Tensor) -> Tensor:
             return flat.view(flat.shape[:-2] + step)
 
     flat = current.reshape(len(current), groups, -1), decay.reshape(K, -1), v0.reshape(K, -1)
-    return *(tensor.contiguous() for tensor in flat), restore
+    current, decay, v0 = (tensor.contiguous() for tensor in flat)
+    return current, decay, v0, restore
 
 
-def _channels_last(tensor):
+def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.movedim(-3, -1)

@@ -8,15 +8,21 @@ current (T, 1 or K, n): K states, or all under the same current.  decay (K, 1 or
 the loops in `neurons.py`.
 """
 
-import torch
+from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Gradients = tuple[Tensor, Tensor, Tensor]
 BLOCK = 2**15  # cells of a step that are scanned at a time: at most what torch leaves to one thread
 
 
-def integrate(current, decay, v0):
+def integrate(current: Tensor, decay: Tensor, v0: Tensor) -> Tensor:
     """Voltages (T, K, n) of leaky integrators."""
 
-    def walk(x, d, v, out):
+    def walk(x: Tensor, d: Tensor, v: Tensor, out: Tensor) -> None:
         for x_t, v_t in zip(x, out, strict=True):
             v = torch.lerp(v, x_t.to(v.dtype), d, out=v_t)
 
@@ -25,11 +31,13 @@ def integrate(current, decay, v0):
     return voltages
 
 
-def integrate_backward(grad_voltages, voltages, decay, v0, groups):
+def integrate_backward(
+    grad_voltages: Tensor, voltages: Tensor, decay: Tensor, v0: Tensor, groups: int
+) -> Gradients:
     """Gradients at the current (T, groups, n) and v0, and between them sum_t g[t] (v[t] - v[t-1]), (K, n)."""
     grads, add = _gradients(voltages, v0, groups)
 
-    def walk(dv, v, d, start, *grad):
+    def walk(dv: Tensor, v: Tensor, d: Tensor, start: Tensor, *grad: Tensor) -> None:
         keep, g, change = 1 - d, torch.zeros_like(start), torch.empty_like(start)
         for t in range(len(v) - 1, -1, -1):
             torch.addcmul(dv[t], g, keep, out=g)
@@ -41,11 +49,13 @@ def integrate_backward(grad_voltages, voltages, decay, v0, groups):
     return grads
 
 
-def fire(current, decay, v0, v_th):
+def fire(
+    current: Tensor, decay: Tensor, v0: Tensor, v_th: float | Tensor
+) -> tuple[tuple[Tensor], Tensor, Tensor]:
     """What to keep, voltages before the reset, spikes (T, K, n) of LIF neurons, and the last voltages (K, n);
     bit by bit those of the loop."""
 
-    def walk(x, d, start, u, z, v):
+    def walk(x: Tensor, d: Tensor, start: Tensor, u: Tensor, z: Tensor, v: Tensor) -> None:
         v.copy_(start)
         change = torch.empty_like(v)
         for x_t, u_t, z_t in zip(x, u, z, strict=True):
@@ -60,12 +70,21 @@ def fire(current, decay, v0, v_th):
     return (before_reset,), spikes, last
 
 
-def fire_backward(grad_spikes, grad_last, kept, decay, v0, v_th, alpha, groups):
+def fire_backward(
+    grad_spikes: Tensor,
+    grad_last: Tensor,
+    kept: tuple[Tensor],
+    decay: Tensor,
+    v0: Tensor,
+    v_th: float | Tensor,
+    alpha: float | Tensor,
+    groups: int,
+) -> Gradients:
     """As `integrate_backward`."""
     (before_reset,) = kept
     grads, add = _gradients(before_reset, v0, groups)
 
-    def walk(dz, dv, u, d, start, *grad):
+    def walk(dz: Tensor, dv: Tensor, u: Tensor, d: Tensor, start: Tensor, *grad: Tensor) -> None:
         keep, h = 1 - d, dv.clone()
         g, slope, before, z, z_before = (torch.empty_like(h) for _ in range(5))
         torch.gt(u[-1], v_th, out=z)
@@ -85,14 +104,16 @@ def fire_backward(grad_spikes, grad_last, kept, decay, v0, v_th, alpha, groups):
     return grads
 
 
-def _gradients(steps, v0, groups):
+def _gradients(steps: Tensor, v0: Tensor, groups: int) -> tuple[Gradients, Callable[..., None]]:
     """Buffers for the gradients: of the current, of the decay as sum_t g[t] (v[t] - v[t-1]), of v0; and the
     function that adds step t to a block of the first two."""
     T, _, n = steps.shape
     alone = groups == len(v0)  # else K gradients add up in one current's
     current = (v0.new_empty if alone else v0.new_zeros)((T, groups, n))
 
-    def add(current, changes, v0, t, decay, g, change):
+    def add(
+        current: Tensor, changes: Tensor, v0: Tensor, t: int, decay: Tensor, g: Tensor, change: Tensor
+    ) -> None:
         changes.addcmul_(g, change)
         if alone:
             torch.mul(g, decay, out=current[t])
@@ -102,7 +123,7 @@ def _gradients(steps, v0, groups):
     return (current, torch.zeros_like(v0), torch.empty_like(v0)), add
 
 
-def _each_block(walk, *tensors):
+def _each_block(walk: Callable[..., None], *tensors: Tensor) -> None:
     """`walk` on tensors (T, K, n), (T, 1, n), (K, n) and (K, 1) of the same K and n, by blocks of n and by k.
 
     Blocks are so small that torch leaves an operation to one thread.  Shared between two threads, which then

@@ -8,9 +8,13 @@ shapes as the scans of the CPU: current (T, 1 or K, n), decay (K, 1 or n), v0 (K
 (TRITON_INTERPRET=1), and by compiling for a GPU.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 BLOCK = 512  # cells of a program
 SEGMENT = 4  # steps that a backward pass has in registers at a time
@@ -136,14 +140,16 @@ def _fire_backward(
     tl.store(dv0_ptr + k * n + cell, h, mask=inside)
 
 
-def integrate(current, decay, v0):
+def integrate(current: Tensor, decay: Tensor, v0: Tensor) -> Tensor:
     """Voltages (T, K, n) of leaky integrators."""
     voltages = v0.new_empty((len(current), *v0.shape))
     _launch(_integrate, current, decay, v0, (current, decay, v0, voltages))
     return voltages
 
 
-def integrate_backward(grad_voltages, voltages, decay, v0, groups):
+def integrate_backward(
+    grad_voltages: Tensor, voltages: Tensor, decay: Tensor, v0: Tensor, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients at the current (T, groups, n) and v0, and between them sum_t g[t] (v[t] - v[t-1]), (K, n)."""
     dx, changes, dv0 = torch.empty_like(voltages), torch.empty_like(v0), torch.empty_like(v0)
     arguments = (grad_voltages.contiguous(), voltages, decay, v0, dx, changes, dv0)
@@ -151,7 +157,9 @@ def integrate_backward(grad_voltages, voltages, decay, v0, groups):
     return dx if groups == len(v0) else dx.sum(1, keepdim=True), changes, dv0
 
 
-def fire(current, decay, v0, v_th):
+def fire(
+    current: Tensor, decay: Tensor, v0: Tensor, v_th: float | Tensor
+) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """What to keep, current and voltages before each segment, spikes (T, K, n) of LIF neurons, and the last
     voltages (K, n)."""
     T, shape = len(current), v0.shape
@@ -161,7 +169,16 @@ def fire(current, decay, v0, v_th):
     return (current, starts), spikes, last
 
 
-def fire_backward(grad_spikes, grad_last, kept, decay, v0, v_th, alpha, groups):
+def fire_backward(
+    grad_spikes: Tensor,
+    grad_last: Tensor,
+    kept: tuple[Tensor, Tensor],
+    decay: Tensor,
+    v0: Tensor,
+    v_th: float | Tensor,
+    alpha: float | Tensor,
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `integrate_backward`."""
     current, starts = kept
     dx, changes, dv0 = v0.new_empty((len(current), *v0.shape)), torch.empty_like(v0), torch.empty_like(v0)
@@ -171,7 +188,7 @@ def fire_backward(grad_spikes, grad_last, kept, decay, v0, v_th, alpha, groups):
     return dx if groups == len(v0) else dx.sum(1, keepdim=True), changes, dv0
 
 
-def _beside(tensor, value):
+def _beside(tensor: Tensor, value: float | Tensor) -> Tensor:
     """A number, or a tensor of one, beside another tensor and of its dtype: filled in there if it comes from
     elsewhere, since a copy would wait for a GPU."""
     if isinstance(value, torch.Tensor) and value.device == tensor.device:
@@ -179,7 +196,9 @@ def _beside(tensor, value):
     return tensor.new_full((), float(value))
 
 
-def _launch(kernel, steps, decay, v0, pointers, **constants):
+def _launch(
+    kernel: Any, steps: Tensor, decay: Tensor, v0: Tensor, pointers: Sequence[Tensor], **constants: Any
+) -> None:
     (T, groups, _), (K, n) = steps.shape, v0.shape
     grid = (triton.cdiv(n, BLOCK), K)
     per_cell = decay.shape[1] > 1

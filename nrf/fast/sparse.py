@@ -5,15 +5,19 @@ of the direct multiplications, which take a third of a ReLU network's step.  Its
 `conv2d`.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from nrf.fast import native
 
 DENSITY = 1 / 32  # of cells that are not zero: of more, the gradient takes as long as a dense one
 
 
-def convolve_events(frames, weight, padding):
+def convolve_events(frames: Tensor, weight: Tensor, padding: int) -> Tensor:
     """`F.conv2d(frames, weight, padding=padding)` up to rounding, channels last in memory.  Its time follows
     the number of cells of frames (F, C, H, W) that are not zero; of many it is `conv2d`.
 
@@ -22,7 +26,7 @@ def convolve_events(frames, weight, padding):
     return torch.ops.nrf.convolve_events.default(frames, weight, padding)
 
 
-def _convolve(frames, weight, padding):
+def _convolve(frames: Tensor, weight: Tensor, padding: int) -> Tensor:
     found = _events(frames)
     if found is None:
         return F.conv2d(frames, weight, padding=padding).contiguous(memory_format=torch.channels_last)
@@ -33,10 +37,10 @@ def _convolve(frames, weight, padding):
     return out
 
 
-def _weight_gradient(frames, weight, grad, padding):
+def _weight_gradient(frames: Tensor, weight: Tensor, grad: Tensor, padding: int) -> Tensor:
     found = _events(frames)
     if found is None:
-        return torch.nn.grad.conv2d_weight(frames, weight.shape, grad, padding=padding).contiguous()
+        return conv2d_weight(frames, weight.shape, grad, padding=padding).contiguous()
     N, C, k, _ = weight.shape
     turned = weight.new_empty(C, k, k, N)
     inputs = *found, grad.permute(0, 2, 3, 1).contiguous()
@@ -44,7 +48,7 @@ def _weight_gradient(frames, weight, grad, padding):
     return turned.flip(1, 2).permute(3, 0, 1, 2).contiguous()
 
 
-def _events(frames):
+def _events(frames: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """(n, 4) frame, row, column and channel of each cell that is not zero, in the order of memory, the first
     of each frame (F + 1,), and their values (n,); None if there are too many."""
     cells = frames.permute(0, 2, 3, 1)
@@ -55,28 +59,28 @@ def _events(frames):
     return places, starts, cells[places.unbind(1)]
 
 
-def _sizes(frames, weight, padding):
+def _sizes(frames: Tensor, weight: Tensor, padding: int) -> tuple[int, ...]:
     (n, C, H, W), (N, _, k, _) = frames.shape, weight.shape
     return n, H, W, C, N, k, padding, n * H * W * N
 
 
-def _empty(frames, weight, padding):
+def _empty(frames: Tensor, weight: Tensor, padding: int) -> Tensor:
     (n, _, H, W), (N, _, k, _) = frames.shape, weight.shape
     more = 2 * padding - k + 1
     return weight.new_empty(n, H + more, W + more, N).permute(0, 3, 1, 2)
 
 
-def _keep(ctx, inputs, output):
+def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
     *tensors, ctx.padding = inputs
     ctx.save_for_backward(*tensors)
 
 
 @torch.autograd.function.once_differentiable
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     frames, weight = ctx.saved_tensors
     grad_frames = grad_weight = None
     if ctx.needs_input_grad[0]:
-        grad_frames = torch.nn.grad.conv2d_input(frames.shape, weight, grad, padding=ctx.padding)
+        grad_frames = conv2d_input(frames.shape, weight, grad, padding=ctx.padding)
     if ctx.needs_input_grad[1]:
         grad_weight = torch.ops.nrf.events_weight.default(frames, weight, grad, ctx.padding)
     return grad_frames, grad_weight, None

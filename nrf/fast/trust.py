@@ -6,8 +6,11 @@ slower, and right.
 
 import functools
 import warnings
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from nrf.fast import scan_torch
 
@@ -18,7 +21,13 @@ K = 2  # temporal channels under one current
 V_TH, ALPHA = 0.1, 10.0
 
 
-def agrees(name, device, dtype, kernels, plain):
+def agrees(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    kernels: Callable[[], Sequence[Tensor | None]],
+    plain: Callable[[], Sequence[Tensor | None]],
+) -> bool:
     """Whether kernels() gives the tensors that plain() does for currents of this dtype; if not, a warning."""
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
@@ -37,7 +46,7 @@ def agrees(name, device, dtype, kernels, plain):
     return False
 
 
-def _error(actual, expected):
+def _error(actual: Tensor | None, expected: Tensor | None) -> float:
     if actual is None or expected is None:
         return 0.0 if actual is expected else float("inf")
     difference = (actual.double() - expected.double()).norm()
@@ -45,11 +54,11 @@ def _error(actual, expected):
     return error if error == error else float("inf")
 
 
-def case(device, dtype, seed=0):
+def case(device: torch.device, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
     """current (T, 1, B, C, H, W), decay (K,), a state (K, B, C, H, W), skips (K,); some neurons fire."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(*shape):
+    def draw(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64)
 
     wide = torch.promote_types(dtype, torch.float32)
@@ -62,7 +71,7 @@ def case(device, dtype, seed=0):
     return [tensor.to(device).requires_grad_() for tensor in tensors]
 
 
-def scan_results(kernels, device, dtype):
+def scan_results(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """All that the scans of a module such as `scan_torch` return, forward and backward."""
     current, decay, v0, _ = (tensor.detach() for tensor in case(device, dtype))
     current, decay, v0 = current.flatten(2), decay[:, None], v0.flatten(1)
@@ -79,8 +88,12 @@ def scan_results(kernels, device, dtype):
     )
 
 
-def pooled_results(pooled, net, device, dtype):
+def pooled_results(
+    pooled: Callable, net: str, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
     """What a function such as `pooling.pooled_neurons` returns, and all gradients of a weighted sum of it."""
+    decay: Tensor | None
+    v0: Tensor | None
     current, decay, v0, skips = case(device, dtype)
     if net == "ann":
         decay = v0 = None
@@ -93,10 +106,10 @@ def pooled_results(pooled, net, device, dtype):
 
 
 @functools.cache
-def scans(device, dtype):
+def scans(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether Triton's scans of voltages of this dtype agree with those in torch's operations."""
 
-    def kernels():
+    def kernels() -> tuple[Tensor, ...]:
         from nrf.fast import scan_triton  # needs Triton, which comes with torch where there is a GPU
 
         return scan_results(scan_triton, device, dtype)
@@ -105,7 +118,7 @@ def scans(device, dtype):
 
 
 @functools.cache
-def pooling(net, device, dtype, kernels, plain):
+def pooling(net: str, device: torch.device, dtype: torch.dtype, kernels: Callable, plain: Callable) -> bool:
     """Whether kernels, a function such as `pooling.pooled_neurons`, agrees with plain for currents of this
     dtype."""
     ways = (functools.partial(pooled_results, way, net, device, dtype) for way in (kernels, plain))

@@ -4,6 +4,8 @@ Frames are (T, K, B, C, H, W), K temporal channels, or (T, 1, B, C, H, W) where 
 parameter names are the published ones.  Source: paper, Fig. 2 and Methods; FIDELITY 5-6.
 """
 
+from __future__ import annotations  # those of inner functions would be traced by torch.compile
+
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -147,7 +149,7 @@ class Neurons(NamedTuple):
     skips: Tensor | None  # (K,) weights of the current, added to the outputs
 
     @classmethod
-    def of(cls, layers: Sequence[SpatioTemporalRF]) -> "Neurons":
+    def of(cls, layers: Sequence[SpatioTemporalRF]) -> Neurons:
         temporal, rates, skips = layers[0].temporal, None, None
         if temporal.neuron.has_tau:
             rates = torch.stack([layer.temporal.tau_mem_inv for layer in layers])

@@ -18,7 +18,7 @@ def problem_of(checkpoint: dict[str, Any]) -> str | None:
     return None
 
 
-def of_weights(weights: Any, _: dict[str, Any]) -> str | None:
+def of_weights(weights: object, _: dict[str, Any]) -> str | None:
     if (
         not isinstance(weights, dict)
         or not weights
@@ -29,21 +29,21 @@ def of_weights(weights: Any, _: dict[str, Any]) -> str | None:
     return f"{bad[0]} is not finite" if bad else None
 
 
-def of_settings(settings: Any, _: dict[str, Any]) -> str | None:
+def of_settings(settings: object, _: dict[str, Any]) -> str | None:
     named = isinstance(settings, dict) and all(isinstance(name, str) for name in settings)
     return None if named else "no settings by name"
 
 
-def of_step(step: Any, _: dict[str, Any]) -> str | None:
+def of_step(step: object, _: dict[str, Any]) -> str | None:
     return None if _is_count(step) else f"{step!r:.40}, expected a count"
 
 
-def of_names(parts: Any, _: dict[str, Any]) -> str | None:
+def of_names(parts: object, _: dict[str, Any]) -> str | None:
     named = isinstance(parts, dict) and all(isinstance(name, str) for name in parts)
     return None if named else "nothing by name"
 
 
-def of_loops(loops: Any, _: dict[str, Any]) -> str | None:
+def of_loops(loops: object, _: dict[str, Any]) -> str | None:
     loop = loops.get("fit_loop") if isinstance(loops, dict) else None
     if not isinstance(loop, dict) or not all(isinstance(loop.get(name), dict) for name in PROGRESS):
         return "no place in the data"
@@ -51,7 +51,7 @@ def of_loops(loops: Any, _: dict[str, Any]) -> str | None:
     return None if all(isinstance(n, bool) or _is_count(n) for n in numbers) else "no counts of batches"
 
 
-def of_optimizers(states: Any, checkpoint: dict[str, Any]) -> str | None:
+def of_optimizers(states: object, checkpoint: dict[str, Any]) -> str | None:
     if not isinstance(states, list) or not states or not all(isinstance(state, dict) for state in states):
         return "none"
     settings = checkpoint.get("hyper_parameters")
