@@ -42,7 +42,7 @@ def refusal(parser, capsys, *words):
     ("net", "backends", "same"),
     [("lif", ("auto", "loop"), True), ("lif", ("fused", "norse"), False), ("li", ("fused", "loop"), True)],
 )
-def test_a_run_goes_on_with_another_backend_if_its_gradients_are_the_same(net, backends, same):
+def test_a_run_resumes_with_another_backend_if_its_gradients_are_the_same(net, backends, same):
     one, other = (
         result_affecting(dataclasses.asdict(Config(net=net, temporal_backend=backend, num_workers=n)))
         for n, backend in enumerate(backends)
@@ -217,6 +217,6 @@ def test_unknown_flags_are_told_what_is_near(parser, capsys):
         (["--resolution", "64"], ["--resolution"]),
     ],
 )
-def test_bad_values_are_told_what_was_wanted(parser, capsys, words, wanted):
+def test_bad_values_are_told_what_was_expected(parser, capsys, words, wanted):
     line = refusal(parser, capsys, *words)
     assert all(part in line for part in wanted), line

@@ -82,7 +82,7 @@ def test_one_recording_can_be_made_again_alone(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_goes_on_where_it_stopped(tmp_path, capsys):
+def test_resumes_where_it_stopped(tmp_path, capsys):
     assert command(f"3 {tmp_path}/whole {SMALL} --workers 1") == 0
     assert command(f"2 {tmp_path}/parts {SMALL} --workers 1") == 0
     kept = tmp_path / "parts" / SUB / "1.dat"

@@ -190,7 +190,7 @@ def test_several_at_once_share_the_gpus(house):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_reaches_the_run_and_the_next_call_goes_on(house, number):
+def test_a_signal_reaches_the_run_and_the_next_call_resumes(house, number):
     process = start(house, "--sleep=30\n--sleep=30\n")
     wait_for(house / "logs/runs-01-seed0/ready")
     process.send_signal(number)
