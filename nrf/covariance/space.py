@@ -138,7 +138,7 @@ def transformations(generator: torch.Generator | None = None) -> list[tuple[str,
     return maps
 
 
-def rotation(angle_rad: float) -> Tensor:
+def rotation(angle_rad: float | Tensor) -> Tensor:
     one = torch.ones((), dtype=torch.float64)
     return field_from_axes(one, one, torch.as_tensor(angle_rad, dtype=torch.float64)).directions
 
