@@ -53,7 +53,7 @@ class ShapeDataset(Dataset):
         stack_frames: int = 1,
         sum_frames: int = 0,
         dataset_filter: str | None = None,
-        resolution: tuple[int, int] | None = None,
+        resolution: Sequence[int] | None = None,
     ) -> None:
         if timesteps < 1 or stack_frames < 1 or network_delay < 0:
             raise ValueError(
@@ -156,7 +156,7 @@ def collate(samples: Sequence[Sample]) -> EventBatch:
 
 
 def dense_frames(
-    batch: EventBatch, resolution: tuple[int, int], timesteps: int, stack_frames: int = 1, sum_frames: int = 0
+    batch: EventBatch, resolution: Sequence[int], timesteps: int, stack_frames: int = 1, sum_frames: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Warm-up and actual frames of a batch, each uint8 (t, B, C, H, W), scattered on the batch's device.
 

@@ -43,7 +43,7 @@ def fire(
 def fire_backward(
     grad_spikes: Tensor,
     grad_last: Tensor,
-    kept: tuple[Tensor],
+    kept: Sequence[Tensor],
     decay: Tensor,
     v0: Tensor,
     v_th: float | Tensor,

@@ -10,7 +10,7 @@ the loops in `neurons.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ def fire(
 def fire_backward(
     grad_spikes: Tensor,
     grad_last: Tensor,
-    kept: tuple[Tensor],
+    kept: Sequence[Tensor],
     decay: Tensor,
     v0: Tensor,
     v_th: float | Tensor,

@@ -172,7 +172,7 @@ def fire(
 def fire_backward(
     grad_spikes: Tensor,
     grad_last: Tensor,
-    kept: tuple[Tensor, Tensor],
+    kept: Sequence[Tensor],
     decay: Tensor,
     v0: Tensor,
     v_th: float | Tensor,

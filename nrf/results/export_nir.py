@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nrf.config import Config
-from nrf.network.neurons import DT_S, V_TH, lif_step
+from nrf.network.neurons import DT_S, V_TH, LIFBoxFeedForwardState, lif_step
 from nrf.training.module import ShapesModel
 
 LEFT_OUT = (
@@ -134,13 +134,8 @@ class _Lif(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         v = torch.zeros_like(x) if state is None else state
-        z, (v,) = lif_step(self.v_th, 1.0, self.r * x, _Voltage(v), self.decay)
+        z, (v,) = lif_step(self.v_th, 1.0, self.r * x, LIFBoxFeedForwardState(v), self.decay)
         return z, v
-
-
-class _Voltage:
-    def __init__(self, v: Tensor) -> None:
-        self.v = v
 
 
 class _Scale(nn.Module):
