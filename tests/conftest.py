@@ -105,7 +105,7 @@ def compiler(tmp_path_factory):
 def kernels(request, monkeypatch):
     """Scans for a CPU: "compiled" as they are, "torch" as where there is no compiler."""
     if request.param == "torch":
-        monkeypatch.setattr(native, "load", lambda: None)
+        monkeypatch.setattr(native, "load", lambda *_: None)
     else:
         request.getfixturevalue("compiler")
     return request.param

@@ -1,4 +1,4 @@
-"""The compiled kernels of native.cpp: built at first use, kept in the user's cache, called with tensors.
+"""The compiled kernels of native.cpp and spectral.cpp, built at first use, kept in the user's cache.
 
 A library is kept beside its size and SHA-256, and built again where it is not the one that was built.
 They need a C++ compiler with OpenMP (`c++`, or what CXX names).  Without one torch's operations do the same,
@@ -24,11 +24,9 @@ from torch import Tensor
 
 from nrf.system.files import locked, whole_file
 
-SOURCE = Path(__file__).with_name("native.cpp")
+FLAGS = "-std=c++17 -O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC".split()
 # without contraction to fused multiply-adds results are those of the loops, bit by bit
-FLAGS = (
-    "-std=c++17 -O3 -march=native -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC"
-).split()
+CONTRACTION = {"native": "-ffp-contract=off", "spectral": "-ffp-contract=fast"}  # by source
 PROCESSOR = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 CELLS_PER_THREAD = 2**15  # cells for a thread of its own, as torch has it
@@ -36,9 +34,9 @@ SUFFIXES = {torch.float32: "float", torch.float64: "double"}
 
 
 @torch.compiler.assume_constant_result
-def is_available(device: torch.device, dtype: torch.dtype) -> bool:
+def is_available(device: torch.device, dtype: torch.dtype, source: str = "native") -> bool:
     """Whether there are kernels for this device and dtype."""
-    return device.type == "cpu" and dtype in SUFFIXES and load() is not None
+    return device.type == "cpu" and dtype in SUFFIXES and load(source) is not None
 
 
 def call(
@@ -49,7 +47,7 @@ def call(
     inputs: Sequence[Tensor | None],
     outputs: Sequence[Tensor | None],
 ) -> None:
-    """A function of native.cpp: contiguous tensors of `dtype`, of float64 for sums, int32 for bits and
+    """A function of the kernels: contiguous tensors of `dtype`, of float64 for sums, int32 for bits and
     int64 for indices; None for a null pointer.
 
     sizes: the last is the number of all cells, which the kernel gets as how many threads share them.
@@ -71,7 +69,7 @@ def _call(
 ) -> None:
     *sizes, cells = sizes
     assert all(x.is_contiguous() and x.device.type == "cpu" for x in (*inputs, *outputs) if x is not None)
-    getattr(load(), name)(
+    getattr(load("spectral" if name.startswith("correlate") else "native"), name)(
         *map(ctypes.c_int64, (*sizes, _threads(cells))),
         *map(ctypes.c_double, constants),
         *(ctypes.c_void_p(None if x is None else x.data_ptr()) for x in (*inputs, *outputs)),
@@ -135,14 +133,14 @@ _OPERATORS.impl("native", _without_gradient, "Autograd")
 
 
 @functools.cache
-def load() -> ctypes.CDLL | None:
-    """The shared library, or None where it cannot be built or kept, which a warning explains."""
-    compiler = os.environ.get("CXX") or "c++"
+def load(name: str = "native") -> ctypes.CDLL | None:
+    """The shared library of a source, or None where it cannot be built or kept, which a warning explains."""
+    compiler, source = os.environ.get("CXX") or "c++", Path(__file__).with_name(f"{name}.cpp")
     try:
-        command = [*shlex.split(compiler), *FLAGS]
-        key = "\n".join([SOURCE.read_text(), *command, *platform.libc_ver(), _processor()])
+        command = [*shlex.split(compiler), *FLAGS, CONTRACTION[name], str(source)]
+        key = "\n".join([source.read_text(), *command[:-1], *platform.libc_ver(), _processor()])
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nrf"
-        path = folder / f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+        path = folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_ours(folder):
             raise RuntimeError(f"{folder}: expected a folder of your own; set XDG_CACHE_HOME to name another")
@@ -154,7 +152,8 @@ def load() -> ctypes.CDLL | None:
                     _build(command, path)
         return ctypes.CDLL(str(path))
     except (OSError, RuntimeError, ValueError, subprocess.CalledProcessError) as error:
-        warnings.warn(f"scans are not compiled, training is slower: {_reason(error, compiler)}", stacklevel=2)
+        reason = _reason(error, compiler)
+        warnings.warn(f"{name}.cpp is not compiled, training is slower: {reason}", stacklevel=2)
         return None
 
 
@@ -198,7 +197,7 @@ def _is_intact(path: Path) -> bool:
 
 def _build(command: Sequence[str], path: Path) -> None:
     with whole_file(path, ending=".so") as partial:
-        command = [*command, str(SOURCE), "-o", str(partial)]
+        command = [*command, "-o", str(partial)]
         subprocess.run(command, check=True, capture_output=True, env=os.environ | {"LC_ALL": "C"})
         ctypes.CDLL(str(partial))  # what does not load is not kept
         partial.chmod(0o700)  # whatever the umask

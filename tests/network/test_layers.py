@@ -227,7 +227,7 @@ def test_only_the_current_is_kept(one_pass, net):
 @pytest.mark.parametrize("net", ["li", "lif"])
 def test_channels_one_by_one_free_what_they_kept(compiler, monkeypatch, net):
     """Peak memory of a layer's step channel after channel, against one with all channels at a time."""
-    config = Config(**CONFIG, net=net)
+    config = Config(**CONFIG, net=net, convolution="direct")
     second = [channel.spatiotemporal[1] for channel in SpatioTemporalModel(config).channels]
     frames = torch.rand(12, 3, 2, 12, 36, 36, requires_grad=True)
 
