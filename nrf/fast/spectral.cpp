@@ -33,7 +33,10 @@ constexpr int WIDTH = 32;
 constexpr int WIDTH = 16;
 #endif
 constexpr int ROWS = WIDTH == 64 ? 6 : 4;  // of a product, whose sums stay in registers
-constexpr index PAIRS = 6;                 // of tiles at a time: their spectra stay in cache
+constexpr index PAIRS = 6;                 // of tiles at a time, or a multiple: their spectra stay in cache
+constexpr index CACHED = 1 << 18;          // bytes of them
+constexpr index LEAST_PARTS = 4, PARTS = 8;  // of a sum over tiles
+constexpr index SUMMED = 1 << 24;            // bytes of more than the fewest
 
 template <typename R>
 struct Lanes {
@@ -351,25 +354,30 @@ void product(index n, index K, Numbers<const R> a, Numbers<const R> b, Numbers<R
 
 // --- convolution of frames (F, H, W, C) with weights (k, k, C, N), in tiles of height x width pixels ---
 //
-// Spectra of PAIRS pairs of tiles are (frequencies, rows, 2, channels), `direct` ones in front of the mirrored; those of
+// Spectra of `pairs` pairs of tiles are (frequencies, rows, 2, channels), `direct` ones in front of the mirrored; those of
 // weights are (frequencies, groups of N, C, 2, lanes).
 
 template <typename R>
 struct Convolution {
     index F, H, W, C, N, k, height, width, threads;
     Grid<R> grid;
+    index pairs, tiles;  // at a time
 
-    static constexpr index L = Lanes<R>::count, TILES = 2 * PAIRS;
+    static constexpr index L = Lanes<R>::count;
 
     Convolution(index F, index H, index W, index C, index N, index k, index height, index width, index y, index x,
                 index threads)
-        : F(F), H(H), W(W), C(C), N(N), k(k), height(height), width(width), threads(threads), grid(x, y) {}
+        : F(F), H(H), W(W), C(C), N(N), k(k), height(height), width(width), threads(threads), grid(x, y) {
+        const index bytes = grid.size() * 2 * PAIRS * row(std::max(C, N)) * sizeof(R);
+        pairs = PAIRS * std::max<index>(1, CACHED / bytes);
+        tiles = 2 * pairs;
+    }
 
     index down() const { return (H + height - 1) / height; }
     index across() const { return (W + width - 1) / width; }
-    index chunks() const { return (F * down() * across() + TILES - 1) / TILES; }
+    index chunks() const { return (F * down() * across() + tiles - 1) / tiles; }
     static index row(index channels) { return 2 * L * groups<R>(channels); }
-    std::vector<R> spectra(index channels) const { return std::vector<R>(grid.size() * TILES * row(channels)); }
+    std::vector<R> spectra(index channels) const { return std::vector<R>(grid.size() * tiles * row(channels)); }
     std::vector<R> kernels() const { return std::vector<R>(grid.size() * C * row(N)); }
 
     template <typename P>
@@ -382,14 +390,14 @@ struct Convolution {
                 std::max<index>(0, -left), std::min(width + 2 * around, W - left)};
     }
 
-    // visit(pair, spectrum) of pair i % PAIRS, group of lanes i / PAIRS of frames' channels
+    // visit(pair, spectrum) of pair i % pairs, group of lanes i / pairs of frames' channels
     template <typename P, typename S, typename Visit>
     void pair(index chunk, index i, P *frames, index channels, index around, S *spectra, Visit visit) const {
-        const index number = i % PAIRS, first = i / PAIRS * L, next = 2 * (chunk * PAIRS + number);
+        const index number = i % pairs, first = i / pairs * L, next = 2 * (chunk * pairs + number);
         S *direct = spectra + number * row(channels) + first;
         visit(Pair<P>{tile(next, frames + first, channels, around), tile(next + 1, frames + first, channels, around),
                       W * channels, channels, std::min(L, channels - first)},
-              Kept<S>{direct, direct + PAIRS * row(channels), TILES * row(channels), row(channels) / 2, 0, 0});
+              Kept<S>{direct, direct + pairs * row(channels), tiles * row(channels), row(channels) / 2, 0, 0});
     }
 
     // visit(kernels, spectrum) of input channel i % C, group of lanes i / C
@@ -413,39 +421,50 @@ struct Convolution {
             for (index i = 0; i < C * groups<R>(N); i++) kernel(i, weight, of_weight.data(), there);
 #pragma omp for schedule(static)
             for (index chunk = 0; chunk < chunks(); chunk++) {
-                for (index i = 0; i < PAIRS * groups<R>(C); i++)
+                for (index i = 0; i < pairs * groups<R>(C); i++)
                     pair(chunk, i, frames, C, k / 2, of_frames.data(), there);
+                const R *weights = of_weight.data();
                 for (index f = 0; f < grid.size(); f++)
-                    for (index g = 0; g < groups<R>(N); g++)
-                        product<ROWS, R>(TILES, C, {of_frames.data() + f * TILES * row(C), row(C), 1, row(C) / 2},
-                                         {of_weight.data() + f * C * row(N) + g * C * 2 * L, 0, 2 * L, L},
-                                         {of_out.data() + f * TILES * row(N) + g * L, row(N), 0, row(N) / 2}, false);
-                for (index i = 0; i < PAIRS * groups<R>(N); i++)
+                    for (index g = 0; g < groups<R>(N); g++, weights += C * 2 * L)
+                        product<ROWS, R>(tiles, C, {of_frames.data() + f * tiles * row(C), row(C), 1, row(C) / 2},
+                                         {weights, 0, 2 * L, L},
+                                         {of_out.data() + f * tiles * row(N) + g * L, row(N), 0, row(N) / 2}, false);
+                for (index i = 0; i < pairs * groups<R>(N); i++)
                     pair(chunk, i, out, N, 0, static_cast<const R *>(of_out.data()), back);
             }
         }
     }
 
-    // Twice the gradient with respect to the weight: rows of f and -f are added.
+    // Twice the gradient with respect to the weight: rows of f and -f are added.  A part of the chunks is summed by one
+    // thread, for what another one wrote is far; then the parts are, whatever the number of threads.
     void backward(const R *frames, const R *grad, R *grad_weight) const {
-        std::vector<R> of_weight = kernels(), of_frames = spectra(C), of_grad = spectra(N);
+        const index size = grid.size() * C * row(N), most = SUMMED / (size * sizeof(R));
+        const index parts = std::min(chunks(), std::clamp(most, LEAST_PARTS, PARTS));
+        std::vector<R> of_weight(parts * size);
 #pragma omp parallel num_threads(threads)
         {
             typename Grid<R>::Workspace workspace(grid);
+            std::vector<R> of_frames = spectra(C), of_grad = spectra(N);
             const auto there = [&](const auto &pair, auto spectrum) { grid.forward(workspace, pair, spectrum); };
-            for (index chunk = 0; chunk < chunks(); chunk++) {
-#pragma omp for schedule(static) nowait
-                for (index i = 0; i < PAIRS * groups<R>(C); i++)
-                    pair(chunk, i, frames, C, k / 2, of_frames.data(), there);
 #pragma omp for schedule(static)
-                for (index i = 0; i < PAIRS * groups<R>(N); i++) pair(chunk, i, grad, N, 0, of_grad.data(), there);
+            for (index part = 0; part < parts; part++)
+                for (index chunk = part * chunks() / parts; chunk < (part + 1) * chunks() / parts; chunk++) {
+                    for (index i = 0; i < pairs * groups<R>(C); i++)
+                        pair(chunk, i, frames, C, k / 2, of_frames.data(), there);
+                    for (index i = 0; i < pairs * groups<R>(N); i++)
+                        pair(chunk, i, grad, N, 0, of_grad.data(), there);
+                    R *sums = of_weight.data() + part * size;
+                    for (index f = 0; f < grid.size(); f++)
+                        for (index g = 0; g < groups<R>(N); g++, sums += C * 2 * L)
+                            product<ROWS, R>(C, tiles, {of_frames.data() + f * tiles * row(C), 1, row(C), row(C) / 2},
+                                             {of_grad.data() + f * tiles * row(N) + g * L, 0, row(N), row(N) / 2},
+                                             {sums, 2 * L, 0, L}, true);
+                }
 #pragma omp for schedule(static)
-                for (index f = 0; f < grid.size(); f++)
-                    for (index g = 0; g < groups<R>(N); g++)
-                        product<ROWS, R>(C, TILES, {of_frames.data() + f * TILES * row(C), 1, row(C), row(C) / 2},
-                                         {of_grad.data() + f * TILES * row(N) + g * L, 0, row(N), row(N) / 2},
-                                         {of_weight.data() + f * C * row(N) + g * C * 2 * L, 2 * L, 0, L}, true);
-            }
+            for (index f = 0; f < grid.size(); f++)
+                for (index part = 1; part < parts; part++)
+                    for (index i = f * (size / grid.size()); i < (f + 1) * (size / grid.size()); i++)
+                        of_weight[i] += of_weight[part * size + i];
 #pragma omp for schedule(static)
             for (index i = 0; i < C * groups<R>(N); i++)
                 kernel(i, grad_weight, of_weight.data(), [&](const auto &pair, auto own) {
