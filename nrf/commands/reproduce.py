@@ -1,6 +1,7 @@
 """From nothing to the paper's figure of errors: render, train, evaluate, draw.
 
     python3 -m nrf reproduce                                    # small: for a laptop
+    python3 -m nrf reproduce --size long                        # the same, trained four times as long
     python3 -m nrf reproduce spatial --seeds 0-4 --jobs 2
     python3 -m nrf reproduce --size paper --dry-run             # the full size: its cost, and its commands
     for SLURM
@@ -27,7 +28,7 @@ from nrf.commands import generate_data, learn_shapes, sweep
 from nrf.commands.parser import CommandLine, finish
 from nrf.config import Config
 from nrf.results import cost, reproduction, reproduction_page
-from nrf.results.reproduction import DATA_SEED, DATA_SETS, NEURONS, SIZES, Size
+from nrf.results.reproduction import DATA_SETS, NEURONS, SIZES, Size
 from nrf.system.files import write_whole
 from nrf.system.markdown import markdown_table
 from nrf.system.sweep import FINISHED, cores, gpus
@@ -35,7 +36,6 @@ from nrf.training.checkpoints import pick_device
 from nrf.training.persistence import TrainingError
 
 NRF = ("python3", "-m", "nrf")
-SEED = ("--seed", str(DATA_SEED))
 SECONDS = ((86_400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
@@ -50,9 +50,11 @@ def command_line() -> CommandLine:
         help="spatial: several sizes at one velocity; temporal: several velocities; both",
     )  # fmt: skip
     parser.add_argument(
-        "--size", choices=("small", "paper", "tiny"), default="small", help="how large, see above"
+        "--size", choices=tuple(SIZES), default="small", help="how large, see above; tiny: for tests"
     )
-    parser.add_argument("--seeds", type=str, default="3-5", help="seeds of training: 3, 0-4 or 0-2,7")
+    parser.add_argument(
+        "--seeds", type=str | None, help="seeds of training: 3, 0-4 or 0-2,7 (default: 3-5; of long 6-8)"
+    )
     parser.add_argument("--jobs", type=int | None, help="runs at once (default: one per GPU, else per core)")
     parser.add_argument("--out", type=str | None, help="folder to write to (default: reproduction-SIZE)")
     parser.add_argument(
@@ -80,14 +82,15 @@ def reproduce(arguments: argparse.Namespace) -> None:
     if jobs < 1:
         raise ValueError(f"--jobs {jobs}: expected 1 or more")
     try:
-        seeds = sweep.seeds(arguments.seeds)
+        wanted = arguments.seeds or size.seeds
+        seeds = sweep.seeds(wanted)
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"--seeds {error}") from None
     out.mkdir(parents=True, exist_ok=True)
     config = out / f"{arguments.size}.txt"
     write_whole(config, "".join(f"{line}\n" for line in size.lines().values()).encode())
     sweeps = {
-        name: [str(config), str(out / "data" / name), str(out / "logs" / name), "--seeds", arguments.seeds]
+        name: [str(config), str(out / "data" / name), str(out / "logs" / name), "--seeds", wanted]
         for name in data_sets
     }
     print(estimate(size, data_sets, seeds, jobs, pick_device(arguments.device)), flush=True)
@@ -96,13 +99,13 @@ def reproduce(arguments: argparse.Namespace) -> None:
         return
     for name, words in sweeps.items():
         number, flags = size.recordings[name]
-        check(generate_data.main([str(number), words[1], *flags.split(), *SEED]))
+        check(generate_data.main([str(number), words[1], *flags.split(), "--seed", str(size.data_seed)]))
         check(sweep.main([*words, "--jobs", str(jobs)]))
     outcomes = {
         name: reproduction.read(words[1], finished(words[2]), out / "errors" / name, arguments.device)
         for name, words in sweeps.items()
     }
-    command = f"nrf reproduce {arguments.data_set} --size {arguments.size} --seeds {arguments.seeds}"
+    command = f"nrf reproduce {arguments.data_set} --size {arguments.size} --seeds {wanted}"
     reproduction_page.write(out, size, outcomes, command)
     print("\n" + markdown_table(*reproduction.table(outcomes, not size.reduced)) + "\n")
     print(markdown_table(reproduction_page.VERDICTS, reproduction_page.verdict_rows(outcomes)))
@@ -129,7 +132,9 @@ def commands(size: Size, sweeps: Mapping[str, Sequence[str]], n_seeds: int) -> l
         number, flags = size.recordings[name]
         n = len(size.lines()) * n_seeds
         lines += [
-            shlex.join([*NRF, "generate_data", str(number), words[1], *flags.split(), *SEED]),
+            shlex.join(
+                [*NRF, "generate_data", str(number), words[1], *flags.split(), "--seed", str(size.data_seed)]
+            ),
             shlex.join(["sbatch", f"--array=1-{n}", "--gres=gpu:1", "--time=24:00:00", "sweep.sh", *words]),
         ]
     return lines

@@ -33,7 +33,6 @@ NEURONS = {  # flags that tell the networks apart, as in config_ann.txt and conf
     "LI": "--net=li --coordinate=dsntli --stack_frames=1",
     "LIF": "--net=lif --coordinate=dsntli --stack_frames=1",
 }
-DATA_SEED = 1  # of the recordings, whatever the seeds of training
 SMALL_FIELD = "--generator clean --shapes circle --resolution 32 32 --bg_density 0.006"
 
 
@@ -42,13 +41,16 @@ class Size:
     """How large the experiment is.
 
     recordings: (number for each condition, flags of generate_data) by data set.  training: flags that all
-    runs share.  batch_sizes: by network.  reduced: what is smaller than in the paper; "" for nothing.
+    runs share.  batch_sizes: by network.  reduced: what is smaller than in the paper; "" for nothing.  seeds:
+    of training, if none are given.  data_seed: of the recordings, whatever the seeds of training.
     """
 
     recordings: dict[str, tuple[int, str]]
     training: str
     batch_sizes: dict[str, int]
     reduced: str = ""
+    seeds: str = "3-5"
+    data_seed: int = 1
 
     def lines(self) -> dict[tuple[str, str], str]:
         """{(network, start): flags of learn_shapes}, in the order in which they run."""
@@ -59,20 +61,28 @@ class Size:
         }
 
 
-SIZES = {
-    "small": Size(
+def _laptop(steps: int, training: str, seeds: str, data_seed: int) -> Size:
+    """One circle in a small field."""
+    return Size(
         recordings={
             "spatial": (60, f"{SMALL_FIELD} --scales 6 8 11 15 --velocities 0.03"),
             "temporal": (15, f"{SMALL_FIELD} --scales 6 8 11 15 --velocities 0.02 0.03 0.05 0.07"),
         },
         training="--n_spatial_scales=4 --n_temporal_scales=4 --n_angles=1 --n_ratios=1 --dropout=0 "
-        "--timesteps=32 --lr=0.01 --lr_decay=0.93 --limit_train_batches=20 --max_epochs=10 --num_workers=0 "
+        f"--timesteps=32 --lr=0.01 --limit_train_batches=20 {training} --num_workers=0 "
         "--accelerator=cpu --num_sanity_val_steps=0 --enable_model_summary=false",
         batch_sizes=dict.fromkeys(NEURONS, 8),
         reduced="One circle instead of three shapes, in 32 x 32 pixels instead of 300 x 300; 240 recordings "
         "instead of 2,000 and 8,000, with four sizes where the paper draws any; 16 receptive fields instead "
-        "of 144; windows of 32 + 32 ms instead of 40 + 40; 200 training steps of 8 recordings.",
-    ),
+        f"of 144; windows of 32 + 32 ms instead of 40 + 40; {steps} training steps of 8 recordings.",
+        seeds=seeds,
+        data_seed=data_seed,
+    )
+
+
+SIZES = {
+    "small": _laptop(200, "--lr_decay=0.93 --max_epochs=10", "3-5", 1),
+    "long": _laptop(800, "--max_epochs=40 --check_val_every_n_epoch=2", "6-8", 2),
     "tiny": Size(  # for tests
         recordings={
             "spatial": (2, "--shapes circle --resolution 16 16 --scales 5 6 --velocities 0.2 --frames 32"),

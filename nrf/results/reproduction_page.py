@@ -86,7 +86,7 @@ def ship_best(folder: Path, size: Size, outcomes: Mapping[str, Outcome], command
         training.append(f"{lines[network, fields]} --seed={best.seed}")
     if rows:
         number, flags = size.recordings[data_set]
-        rendering = f"{number} DATA {flags} --seed {reproduction.DATA_SEED}"
+        rendering = f"{number} DATA {flags} --seed {size.data_seed}"
         text = shipped.card(rows, rendering, training, command, size.reduced)
         with whole_file(Path(folder) / "README.md") as partial:
             partial.write_text(text)
