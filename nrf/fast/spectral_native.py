@@ -2,7 +2,7 @@
 
 Of few channels the matrix products of `spectral_torch.py` are too small to run fast, and its transforms take
 more than the products.  Here transforms are fast ones, of sizes without prime factors above 5.  Tiles are
-transformed in pairs: errors of rounding are relative to the larger one.
+transformed in pairs: errors of rounding are relative to the larger one, and NaN in one reaches the other.
 """
 
 from __future__ import annotations
