@@ -3,6 +3,7 @@
 import itertools
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -133,7 +134,7 @@ def write_table(name, ratios, machine, device="cpu"):
 def write_rows(name, rows, machine, device="cpu"):
     """A Markdown table in benchmarks/results/<name>.md, of a GPU in <name>_cuda.md, below this command and
     machine."""
-    command = " ".join([f"python3 -m benchmarks.{name.split('_')[0]}", *sys.argv[1:]])
+    command = shlex.join(["python3", "-m", f"benchmarks.{name.split('_')[0]}", *sys.argv[1:]])
     path = RESULTS / (f"{name}.md" if device == "cpu" else f"{name}_{device}.md")
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join([f"`{command}`", "", machine, "", *rows]) + "\n")
