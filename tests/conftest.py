@@ -93,12 +93,12 @@ def golden(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def compiler(tmp_path_factory):
-    """Skips without a C++ compiler that takes our options; with one, native.cpp has to build."""
+    """Skips without a C++ compiler that takes our options; with one, every source has to build."""
     command = [*shlex.split(os.environ.get("CXX") or "c++"), *native.FLAGS, "-x", "c++", "-", "-o"]
     command.append(tmp_path_factory.mktemp("compiler") / "nothing.so")
     if not shutil.which(command[0]) or subprocess.run(command, input=b"", capture_output=True).returncode:
         pytest.skip("no C++ compiler with OpenMP")
-    assert native.load() is not None
+    assert all(native.load(source) is not None for source in native.CONTRACTION)
 
 
 @pytest.fixture

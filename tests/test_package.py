@@ -14,7 +14,9 @@ EVERY_COMMAND = """
 import contextlib, io, sys
 import nrf
 from nrf.__main__ import COMMANDS, main
+from nrf.fast import native
 assert nrf.__file__.startswith(sys.argv[1])
+assert all(native.source_file(name).is_file() for name in native.CONTRACTION)
 for name in COMMANDS:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):

@@ -132,10 +132,14 @@ operator(
 _OPERATORS.impl("native", _without_gradient, "Autograd")
 
 
+def source_file(name: str) -> Path:
+    return Path(__file__).with_name(f"{name}.cpp")
+
+
 @functools.cache
 def load(name: str = "native") -> ctypes.CDLL | None:
     """The shared library of a source, or None where it cannot be built or kept, which a warning explains."""
-    compiler, source = os.environ.get("CXX") or "c++", Path(__file__).with_name(f"{name}.cpp")
+    compiler, source = os.environ.get("CXX") or "c++", source_file(name)
     try:
         command = [*shlex.split(compiler), *FLAGS, CONTRACTION[name], str(source)]
         key = "\n".join([source.read_text(), *command[:-1], *platform.libc_ver(), _processor()])
