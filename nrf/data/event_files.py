@@ -11,8 +11,6 @@ import contextlib
 import importlib
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,9 +22,6 @@ from nrf.data.event_tables import CHUNK, Columns, by_name, of_table, read_arrays
 from nrf.data.recordings import DataError
 
 UNITS_US = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
-UNREADABLE: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, EOFError)
-UNREADABLE += (LookupError, NotImplementedError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
-UNREADABLE += (zipfile.BadZipFile, zlib.error)
 HEADER = 4096  # bytes that hold a Prophesee header
 
 
@@ -63,13 +58,13 @@ def open_events(
 
 @contextlib.contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """What a reader raises at a damaged file becomes one line that names it."""
+    """What a reader raises at a damaged file, which may be anything, becomes one line that names it."""
     try:
         yield
     except DataError:
         raise
     except BaseException as error:  # Rust's panics derive from nothing else
-        if not isinstance(error, UNREADABLE) and type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         said = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: damaged or foreign ({type(error).__name__}: {said})") from error

@@ -97,12 +97,10 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 def by_name(names: Sequence[str]) -> dict[str, int] | None:
     """{"t": place, ...} of columns among names; None unless all four are there."""
     lower = [name.lower() for name in names]
-    found = {
-        column: lower.index(name)
-        for column, known in NAMES.items()
-        for name in reversed(known)  # so that the first counts
-        if name in lower
-    }
+    found = {}
+    for column, known in NAMES.items():
+        if name := next((name for name in known if name in lower), None):
+            found[column] = lower.index(name)
     return found if found.keys() == NAMES.keys() else None
 
 
