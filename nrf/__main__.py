@@ -12,7 +12,6 @@ HERE = Path(__file__).resolve().parent
 if Path(sys.path[0]) == HERE:  # started as a folder: its parent is what holds the package
     sys.path[0] = str(HERE.parent)
 
-
 from nrf import __version__  # noqa: E402
 from nrf.system.text import open_output  # noqa: E402
 

@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -90,13 +89,7 @@ def demonstrate(arguments: argparse.Namespace) -> None:
     lines = SIZE.lines()
     runs = {name: train(lines[kind], data_root, out / "logs", seed) for name, kind in KINDS.items()}
     checkpoints = {name: checkpoint for name, (checkpoint, _) in runs.items()}
-    asked: dict[str, Any] = {
-        "data": str(data_root),
-        "checkpoints": list(checkpoints.values()),
-        "out": str(out / "errors"),
-    }
-    asked |= {"split": "val", "batch_size": None, "num_workers": 0, "device": "cpu", "operations": False}
-    results = evaluate.run(argparse.Namespace(**asked))
+    results = evaluate.run(data_root, list(checkpoints.values()), out / "errors", device="cpu")
     centre = next(result for result in results if result.network == evaluate.CENTRE)
     with whole_file(out / "learning.png") as partial:
         curves = {name: curve for name, (_, curve) in runs.items()}

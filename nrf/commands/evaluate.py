@@ -43,7 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def show(arguments: argparse.Namespace) -> None:
     """Print the tables of a command line; write what --out asks for."""
-    results = run(arguments)
+    results = run(
+        arguments.data,
+        arguments.checkpoints,
+        arguments.out,
+        arguments.split,
+        arguments.batch_size,
+        arguments.num_workers,
+        arguments.device,
+        arguments.operations,
+    )
     windows = results[0].errors["all", "all"].n
     print(tables(results, f"{arguments.data}, {arguments.split}: {windows} windows, errors in pixels"))
     if arguments.out:

@@ -9,7 +9,6 @@ and true position, averaged over a window's time steps and shapes; quartiles are
 those that a network was trained with.
 """
 
-import argparse
 import contextlib
 import csv
 import json
@@ -173,34 +172,43 @@ def write(out: Path, results: Sequence[Result], data_root: str | Path, split: st
         error_boxes({f"{Path(data_root).name}, {split}": boxes}, partial)
 
 
-def run(arguments: argparse.Namespace) -> list[Result]:
-    """All results of a command line, baselines last; writes what --out asks for."""
-    if arguments.batch_size is not None and arguments.batch_size < 1:
-        raise ValueError(f"--batch_size {arguments.batch_size}: expected 1 or more")
-    if arguments.num_workers < 0:
-        raise ValueError(f"--num_workers {arguments.num_workers}: expected 0 or more")
+def run(
+    data_root: str | Path,
+    checkpoints: Sequence[str | Path],
+    out: str | Path | None = None,
+    split: str = "val",
+    batch_size: int | None = None,
+    num_workers: int = 0,
+    device: str = "auto",
+    operations: bool = False,
+) -> list[Result]:
+    """All results of what `nrf evaluate` names, baselines last; writes the tables to the folder `out`."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch_size {batch_size}: expected 1 or more")
+    if num_workers < 0:
+        raise ValueError(f"--num_workers {num_workers}: expected 0 or more")
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    out = Path(arguments.out) if arguments.out else None
+    folder = Path(out) if out else None
     results, baselines = [], {}
     with contextlib.ExitStack() as stack:
         writer = None
-        if out:
-            partial = stack.enter_context(whole_file(out / "windows.csv"))
+        if folder:
+            partial = stack.enter_context(whole_file(folder / "windows.csv"))
             writer = csv.writer(stack.enter_context(partial.open("w", newline="")))
             writer.writerow(["checkpoint", "recording", "window", "error_px", "error_px of each shape"])
-        for path in find_checkpoints(arguments.checkpoints):
-            trained = load_trained(path, pick_device(arguments.device))
+        for path in find_checkpoints(checkpoints):
+            trained = load_trained(path, pick_device(device))
             window = {name: trained.settings[name] for name in WINDOW if name in trained.settings}
-            data = open_windows(arguments.data, arguments.split, window, trained)
+            data = open_windows(data_root, split, window, trained)
             new = str(window) not in baselines
             own, others = evaluate(
                 trained,
                 data,
-                arguments.batch_size,
-                arguments.num_workers,
+                batch_size,
+                num_workers,
                 baselines=new,
                 each=_row_writer(writer, path, data) if writer else None,
-                count=arguments.operations,
+                count=operations,
             )
             results.append(own)
             if new:
@@ -209,8 +217,8 @@ def run(arguments: argparse.Namespace) -> list[Result]:
         for other in others:  # windows of another length see other labels
             other.network += f", windows {k}" if len(baselines) > 1 else ""
     results += [other for others in baselines.values() for other in others]
-    if out:
-        write(out, results, arguments.data, arguments.split)
+    if folder:
+        write(folder, results, data_root, split)
     return results
 
 

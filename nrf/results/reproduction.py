@@ -8,7 +8,6 @@ settings, `read` collects what finished runs left, `verdicts` and `table` say wh
 """
 
 import statistics
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,15 +136,9 @@ def start_name(settings: Mapping[str, Any]) -> str:
 def read(data_root: str | Path, folders: Sequence[Path], out: str | Path, device: str = "cpu") -> Outcome:
     """The Outcome of the runs in `folders`, their best checkpoints evaluated on `data_root`; tables go to
     `out`."""
-    arguments: dict[str, Any] = {
-        "data": str(data_root),
-        "checkpoints": [str(folder) for folder in folders],
-        "out": str(out),
-    }
-    arguments |= {"split": "val", "batch_size": None, "num_workers": 0, "device": device, "operations": False}
     results: dict[tuple[str, str], list[Result]] = {}
     baselines: list[Result] = []
-    for result in evaluate.run(Namespace(**arguments)):
+    for result in evaluate.run(data_root, folders, out, device=device):
         if result.checkpoint is None:
             baselines.append(result)
         else:

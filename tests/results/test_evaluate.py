@@ -134,7 +134,7 @@ def test_the_error_is_the_one_that_training_logged(runs):
         trained = load_trained(checkpoint)
         logged = scalars(checkpoint.parents[1])[1]["val/error_px"][-1][1]
         assert trained.error_px == pytest.approx(logged, rel=1e-6)
-        results = evaluate.run(evaluate_command.command_line().parse_args([str(data), str(checkpoint)]))
+        results = evaluate.run(data, [checkpoint])
         own = results[0]
         assert own.errors["all", "all"].mean == pytest.approx(logged, rel=1e-6)
         shapes = [own.errors["shape", s].mean for s in ("circle", "square", "triangle")]
