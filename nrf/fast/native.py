@@ -50,8 +50,9 @@ def call(
     """A function of the kernels: contiguous tensors of `dtype`, of float64 for sums, int32 for bits and
     int64 for indices; None for a null pointer.
 
-    sizes: the last is the number of all cells, which the kernel gets as how many threads share them.
-    A custom operator, which torch.compile and torch.export pass through.
+    name: of a function of native.cpp, or spectral.NAME.  sizes: the last is the number of all cells, which
+    the kernel gets as how many threads share them.  A custom operator, which torch.compile and torch.export
+    pass through.
     """
     some = next(x for x in outputs if x is not None)
     written = [some.new_empty(0) if x is None else x for x in outputs]
@@ -67,9 +68,9 @@ def _call(
     inputs: Sequence[Tensor | None],
     outputs: Sequence[Tensor],
 ) -> None:
-    *sizes, cells = sizes
+    (source, _, name), (*sizes, cells) = name.rpartition("."), sizes
     assert all(x.is_contiguous() and x.device.type == "cpu" for x in (*inputs, *outputs) if x is not None)
-    getattr(load("spectral" if name.startswith("correlate") else "native"), name)(
+    getattr(load(source or "native"), name)(
         *map(ctypes.c_int64, (*sizes, _threads(cells))),
         *map(ctypes.c_double, constants),
         *(ctypes.c_void_p(None if x is None else x.data_ptr()) for x in (*inputs, *outputs)),

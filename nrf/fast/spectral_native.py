@@ -52,7 +52,7 @@ def correlate(frames: Tensor, weight: Tensor) -> Tensor:
     tiles, points = layout(H, W, k)
     out = frames.new_empty(n, H, W, N)
     inputs = frames.permute(0, 2, 3, 1).contiguous(), (weight / points).permute(2, 3, 1, 0).contiguous()
-    native.call("correlate", out.dtype, (n, H, W, C, N, k, *tiles, out.numel()), (), inputs, (out,))
+    native.call("spectral.correlate", out.dtype, (n, H, W, C, N, k, *tiles, out.numel()), (), inputs, (out,))
     return out.permute(0, 3, 1, 2)
 
 
@@ -63,7 +63,8 @@ def correlate_frames(frames: Tensor, grad: Tensor, k: int) -> Tensor:
     tiles, points = layout(H, W, k)
     taps = frames.new_empty(k, k, C, N)
     inputs = [x.permute(0, 2, 3, 1).contiguous() for x in (frames, grad)]
-    native.call("correlate_frames", taps.dtype, (n, H, W, C, N, k, *tiles, grad.numel()), (), inputs, (taps,))
+    sizes = n, H, W, C, N, k, *tiles, grad.numel()
+    native.call("spectral.correlate_frames", taps.dtype, sizes, (), inputs, (taps,))
     return taps.div_(2 * points).permute(3, 2, 0, 1)
 
 
