@@ -83,7 +83,7 @@ def main():
     narrow = precision == "bf16-mixed"
     ratios = [measure(name, arguments.runs, device, narrow) for name in SHAPES]
     if arguments.save:
-        write_table("conv_bf16-mixed" if narrow else "conv", ratios, machine, device)
+        write_table("conv", ratios, machine, device, precision)
 
 
 if __name__ == "__main__":

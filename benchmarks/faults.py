@@ -121,10 +121,10 @@ def kill_training(folder, kills, seed, epochs=8):
             flush=True,
         )
         shutil.rmtree(logs)
-    print(
-        f"training: {kills} kills, {wrong} went wrong; seconds done twice, of {spent:.1f}: "
-        f"{statistics.median(twice):.1f} (median), {max(twice):.1f} at most"
-    )
+    print(f"training: {kills} kills, {wrong} went wrong")
+    if twice:
+        again = f"{statistics.median(twice):.1f} (median), {max(twice):.1f} at most"
+        print(f"seconds done twice, of {spent:.1f}: {again}")
     return wrong
 
 

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from nrf.fast.convolution import has_matrix_units
 
 RESULTS = Path(__file__).resolve().parent / "results"
+USUAL = ("cpu", "32-true")
 
 
 def processor():
@@ -126,16 +127,18 @@ def table_of(ratios):
     return [*head, *rows]
 
 
-def write_table(name, ratios, machine, device="cpu"):
+def write_table(name, ratios, machine, *ways):
     """`write_rows` of ratios."""
-    write_rows(name, table_of(ratios), machine, device)
+    write_rows(name, table_of(ratios), machine, *ways)
 
 
-def write_rows(name, rows, machine, device="cpu"):
-    """A Markdown table in benchmarks/results/<name>.md, of a GPU in <name>_cuda.md, below this command and
-    machine."""
-    command = shlex.join(["python3", "-m", f"benchmarks.{name.split('_')[0]}", *sys.argv[1:]])
-    path = RESULTS / (f"{name}.md" if device == "cpu" else f"{name}_{device}.md")
+def write_rows(name, rows, machine, *ways):
+    """A Markdown table in benchmarks/results/<name>.md below this command and machine.
+
+    ways: device and precision; other ones than cpu and 32-true have a table of their own, <name>_cuda.md.
+    """
+    command = shlex.join(["python3", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    path = RESULTS / ("_".join([name, *(way for way in ways if way not in USUAL)]) + ".md")
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join([f"`{command}`", "", machine, "", *rows]) + "\n")
     print(f"written: {path.relative_to(RESULTS.parents[1])}")

@@ -215,8 +215,11 @@ def main():
     print(machine)
     torch.set_num_threads(arguments.threads)
     ratios, limited, failed = [], [], []
-    speeds = limits.speeds()
-    peak = f"{speeds[0] / 1e9:.3g} GFLOP/s of a large float32 product, {speeds[1] / 1e9:.3g} GB/s of a copy"
+    if arguments.device == "cpu":
+        speeds = limits.speeds()
+        peak = (
+            f"{speeds[0] / 1e9:.3g} GFLOP/s of a large float32 product, {speeds[1] / 1e9:.3g} GB/s of a copy"
+        )
     for size, net in itertools.product(arguments.sizes, arguments.nets):
         try:
             found, needed = measure(net, size, arguments)
@@ -229,8 +232,7 @@ def main():
             print(failed[-1], flush=True)
         if arguments.save and ratios:
             rows = [*table_of(ratios), *(["", f"{peak}:", "", *limits.TABLE, *limited] if limited else [])]
-            name = "step" if arguments.precision == "32-true" else f"step_{arguments.precision}"
-            write_rows(name, rows, machine, arguments.device)
+            write_rows("step", rows, machine, arguments.device, arguments.precision)
     if failed:
         raise SystemExit(1)
 
