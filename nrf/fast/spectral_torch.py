@@ -82,7 +82,7 @@ def correlate(frames: Tensor, weight: Tensor) -> Tensor:
             for part in range(2):
                 inverse = columns.inverse[part].expand(tiles, -1, -1)
                 torch.bmm(inverse, product.flatten(0, 1).transpose(0, 1), out=spectra[part, kh])
-        from_rows(spectra.flatten(0, 1), rows, columns, y, workspace)
+        from_rows(spectra.flatten(0, 1), rows, columns, y)
     return out.permute(0, 3, 1, 2)
 
 
@@ -160,7 +160,7 @@ def over_columns(band: Tensor, columns: Transform, spans: Spans, workspace: Work
     return out.view(-1, 2, columns.circle, C).permute(1, 2, 0, 3)
 
 
-def from_rows(spectra: Tensor, rows: Transform, columns: Transform, y: Tensor, workspace: Workspace) -> None:
+def from_rows(spectra: Tensor, rows: Transform, columns: Transform, y: Tensor) -> None:
     """Writes frames y (F, H, W, N) from spectra (2 Kh, tiles F, w, N)."""
     n = len(y)
     spectra = spectra.unflatten(1, (columns.count, rows.count, n))
@@ -169,13 +169,7 @@ def from_rows(spectra: Tensor, rows: Transform, columns: Transform, y: Tensor, w
             part = y[:, down, right]
             source = spectra[:, j, i, :, : part.shape[2]].transpose(0, 1).flatten(2)  # F 2Kh wN
             inverse = rows.inverse_real[tile].expand(n, -1, -1)
-            if part.is_contiguous():
-                torch.bmm(inverse, source, out=part.flatten(2))
-            else:
-                pixels = torch.bmm(
-                    inverse, source, out=workspace("pixels", n, part.shape[1], source.shape[-1])
-                )
-                part.copy_(pixels.view(part.shape))
+            torch.bmm(inverse, source, out=part.flatten(2))
 
 
 class Layout(NamedTuple):
