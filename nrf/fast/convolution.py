@@ -33,15 +33,16 @@ def convolve(
 
     method: "direct" (torch), "spectral" (over frequencies), or "auto", the faster one by
     `spectral_is_faster`, and of events `fast/sparse.py`.  All are equal up to rounding; results of the others
-    are channels last in memory and, under autocast, of the dtype of the weights, faster on a CPU than the
-    direct one in bfloat16.  events: most cells are zero.  padded: frames bring k // 2 pixels of padding.
+    are channels last in memory and, under autocast on a CPU, of the dtype of the weights, unless it computes
+    faster in bfloat16.  events: most cells are zero.  padded: frames bring k // 2 pixels of padding.
     """
     if method not in METHODS:
         raise ValueError(f"convolution {method!r}: expected one of {', '.join(METHODS)}")
     padding = 0 if padded else weight.shape[-1] // 2
     if method == "auto" and events and native.is_available(frames.device, weight.dtype):
+        dtype = torch.get_autocast_dtype("cpu") if in_matrix_units() else weight.dtype
         with torch.autocast(frames.device.type, enabled=False):
-            return convolve_events(frames.to(weight.dtype), weight, padding)
+            return convolve_events(frames.to(dtype), weight.to(dtype), padding)
     if method == "spectral" or (method == "auto" and not padded and spectral_is_faster(frames, weight)):
         with torch.autocast(frames.device.type, enabled=False):
             return torch.ops.nrf.correlate.default(frames.to(weight.dtype), weight)
@@ -54,7 +55,7 @@ def spectral_is_faster(frames: Tensor, weight: Tensor) -> bool:
     How many is measured: `python3 -m benchmarks.conv`.  In bfloat16 matrix units make up for what frequencies
     save, and more than that in smaller fields.
     """
-    if frames.device.type != "cpu" or (torch.is_autocast_enabled("cpu") and has_matrix_units()):
+    if frames.device.type != "cpu" or in_matrix_units():
         return False
     shapes, channels = (frames.shape, weight.shape), weight.shape[:2]
     if spectral_native.is_few(channels) and not spectral_native.pays(*shapes):
@@ -75,6 +76,12 @@ def multiplications(
     if way(torch.device(device), torch.float32, weight_shape[:2]) is spectral_native:
         return spectral_native.multiplications(frames_shape, weight_shape)
     return spectral_torch.multiplications(frames_shape, weight_shape, device)
+
+
+def in_matrix_units() -> bool:
+    """Whether convolutions on a CPU are bfloat16's now, in units that multiply its matrices."""
+    narrow = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return narrow and has_matrix_units()
 
 
 @functools.cache

@@ -6,13 +6,15 @@
 // voltages and spikes equal the loops' bit by bit.  Sums over cells are made per block and added up in a fixed order,
 // whatever the number of threads.
 //
-// R: float or double.  T: steps.  K: temporal channels, each of its decay.  groups: K, or 1 where all K see the
+// R: float or double, of states and parameters.  X: R, or bfloat16, of currents and pooled responses and of their
+// gradients; all is computed in R.  T: steps.  K: temporal channels, each of its decay.  groups: K, or 1 where all K see the
 // same current.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -22,6 +24,27 @@ using index = std::int64_t;
 constexpr index BLOCK = 1024;    // cells that are scanned at a time
 constexpr index KEPT = 1 << 17;  // cells, times steps, that a pooled backward pass keeps in cache
 enum Net { RELU, LI, LIF };      // as in pooling.py
+
+enum class bfloat16 : std::uint16_t {};  // the upper half of a float; a struct's loops are not vectorised
+
+inline double value(double x) { return x; }
+inline float value(float x) { return x; }
+inline float value(bfloat16 half) {
+    const std::uint32_t bits = std::uint32_t(half) << 16;
+    float x;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+template <typename X, typename R>
+inline X rounded(R x) {  // to even
+    if constexpr (std::is_same_v<X, R>) return x;
+    else {
+        std::uint32_t bits;
+        __builtin_memcpy(&bits, &x, sizeof bits);
+        return X(x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0);
+    }
+}
 
 // --- one step of one cell: v before it, x its current, u the voltage before the reset ---
 
@@ -71,6 +94,23 @@ R *workspace(int number, index n) {
 template <typename R>
 const R *base(const R *grads, bool some, index n, R *copy, const R *none) {
     return some ? std::copy_n(grads, n, copy), copy : none;
+}
+
+// Sums are made in place, or, of narrower numbers, in working memory, from which they are kept at the end.
+template <typename R, typename X>
+constexpr bool IN_PLACE = std::is_same_v<R, X>;
+
+template <typename R, typename X>
+R *sum_at(X *place, R *working, index at) {
+    if constexpr (IN_PLACE<R, X>) return place;
+    else return working + at;
+}
+
+template <typename R, typename X>
+void keep(const R *sums, index n, X *to) {
+    if constexpr (!IN_PLACE<R, X>)
+#pragma omp simd
+        for (index i = 0; i < n; i++) to[i] = rounded<X>(sums[i]);
 }
 
 template <typename R>
@@ -230,30 +270,30 @@ struct Pooled {
 };
 
 // Means over 2 x 2 pixels, from the sums over rows of `pairs` pairs of pixels.
-template <typename R>
-void average(const R *sums, index pairs, index C, R *to) {
+template <typename R, typename X>
+void average(const R *sums, index pairs, index C, X *to) {
     for (index j = 0; j < pairs; j++) {
         const R *left = sums + 2 * j * C, *right = left + C;
-        R *out = to + j * C;
+        X *out = to + j * C;
 #pragma omp simd
-        for (index c = 0; c < C; c++) out[c] = (left[c] + right[c]) * R(0.25);
+        for (index c = 0; c < C; c++) out[c] = rounded<X>((left[c] + right[c]) * R(0.25));
     }
 }
 
 // And back: gradients at each pixel of a row, from those at the means (or null) and at the sum of all pixels.
-template <typename R>
-void spread(const R *grads, index pairs, index C, R each, R *to, index n) {
+template <typename R, typename X>
+void spread(const X *grads, index pairs, index C, R each, R *to, index n) {
     std::fill_n(to, n, each);
     for (index j = 0; grads && j < pairs; j++) {
-        const R *grad = grads + j * C;
+        const X *grad = grads + j * C;
         R *left = to + 2 * j * C, *right = left + C;
 #pragma omp simd
-        for (index c = 0; c < C; c++) left[c] = right[c] = each + R(0.25) * grad[c];
+        for (index c = 0; c < C; c++) left[c] = right[c] = each + R(0.25) * value(grad[c]);
     }
 }
 
-template <Net NET, typename R>
-void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, const R *skip, R *pooled, R *last,
+template <Net NET, typename R, typename X>
+void pool(Pooled p, const X *current, const R *decay, const R *v0, R threshold, const R *skip, X *pooled, R *last,
           double *sums) {
     p.each_block([=](Pooled::Block block) {
         const index n = block.cells, k = block.k, both = 2 * n;
@@ -266,13 +306,13 @@ void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, 
         for (index t = 0; t < p.T; t++) {
             std::fill_n(y, n, R(0));
             for (index r = 0; r < block.rows; r++) {
-                const R *x = current + p.current_at(t, block, r);
+                const X *x = current + p.current_at(t, block, r);
                 R *v_r = v + r * n;
 #pragma omp simd
                 for (index i = 0; i < n; i++) {
-                    const R u = charge<NET>(x[i], v_r[i], d), out = output<NET>(u, v_th);
+                    const R u = charge<NET>(value(x[i]), v_r[i], d), out = output<NET>(u, v_th);
                     v_r[i] = reset<NET>(u, v_th);
-                    y[i] += skip ? out + weight * x[i] : out;
+                    y[i] += skip ? out + weight * value(x[i]) : out;
                 }
             }
             if (NET == LIF)
@@ -287,9 +327,9 @@ void pool(Pooled p, const R *current, const R *decay, const R *v0, R threshold, 
 
 // grad_pooled, grad_last and grad_each (K,), the gradient at the sum of all y of a k: each or null.
 // sums: of the gradients at decay and skip.
-template <Net NET, typename R>
-void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *grad_each, const R *current,
-                   const R *decay, const R *v0, R threshold, R steepness, const R *skip, R *grad_current, R *grad_v0,
+template <Net NET, typename R, typename X>
+void pool_backward(Pooled p, const X *grad_pooled, const R *grad_last, const R *grad_each, const X *current,
+                   const R *decay, const R *v0, R threshold, R steepness, const R *skip, X *grad_current, R *grad_v0,
                    double *sums) {
     p.each_block([=](Pooled::Block block) {
         const index n = block.cells, k = block.k, both = 2 * n;
@@ -298,6 +338,8 @@ void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *
         R *voltages = workspace<R>(0, (p.T + 1) * both);  // before the reset; the first are those at the start
         R *h = workspace<R>(1, both), *dy = workspace<R>(2, n), *at_decay = workspace<R>(3, both), *at_skip = workspace<R>(4, both);
         R *copy = workspace<R>(5, n), *none = workspace<R>(6, n);
+        const bool is_added = k >= p.groups, is_whole = k + p.groups >= p.K;
+        R *narrow = IN_PLACE<R, X> ? nullptr : workspace<R>(7, p.groups < p.K ? p.T * both : both);
         std::fill_n(none, n, R(0));
         for (R *zero : {voltages, h, at_decay, at_skip}) std::fill_n(zero, both, R(0));
         for (index r = 0; NET != RELU && r < block.rows; r++) {
@@ -306,35 +348,36 @@ void pool_backward(Pooled p, const R *grad_pooled, const R *grad_last, const R *
         }
         for (index t = 0; NET != RELU && t < p.T; t++)
             for (index r = 0; r < block.rows; r++) {
-                const R *x = current + p.current_at(t, block, r);
+                const X *x = current + p.current_at(t, block, r);
                 const R *before = voltages + t * both + r * n;
                 const R v_th_before = threshold_before(t, v_th);
                 R *u = voltages + (t + 1) * both + r * n;
 #pragma omp simd
                 for (index i = 0; i < n; i++)
-                    u[i] = charge<NET>(x[i], reset<NET>(before[i], v_th_before), d);
+                    u[i] = charge<NET>(value(x[i]), reset<NET>(before[i], v_th_before), d);
             }
         for (index t = p.T - 1; t >= 0; t--) {
             spread(grad_pooled ? grad_pooled + p.pooled_at(t, block) : nullptr, block.pairs, p.C, each, dy, n);
             for (index r = 0; r < block.rows; r++) {
                 const index cell = p.current_at(t, block, r);
-                const R *x = current + cell;
+                const X *x = current + cell;
                 const R *before = voltages + t * both + r * n;
                 const R v_th_before = threshold_before(t, v_th);
-                const R *u = NET == RELU ? x : voltages + (t + 1) * both + r * n;
-                R *dx = grad_current + cell, *h_r = h + r * n;
-                const R *others = base(dx, k >= p.groups, n, copy, none);
+                const R *u = voltages + (t + 1) * both + r * n;
+                R *h_r = h + r * n, *dx = sum_at(grad_current + cell, narrow, (p.groups < p.K ? t * both : 0) + r * n);
+                const R *others = base(dx, is_added, n, copy, none);
                 R *decays = at_decay + r * n, *skips = at_skip + r * n;
 #pragma omp simd
                 for (index i = 0; i < n; i++) {
-                    const R g = gradient<NET>(u[i], h_r[i], dy[i], v_th, alpha);
+                    const R x_i = value(x[i]), g = gradient<NET>(NET == RELU ? x_i : u[i], h_r[i], dy[i], v_th, alpha);
                     if (NET != RELU) {
-                        decays[i] += g * (x[i] - reset<NET>(before[i], v_th_before));
+                        decays[i] += g * (x_i - reset<NET>(before[i], v_th_before));
                         h_r[i] = (1 - d) * g;
                     }
-                    skips[i] += dy[i] * x[i];
+                    skips[i] += dy[i] * x_i;
                     dx[i] = others[i] + (d * g + weight * dy[i]);
                 }
+                if (is_whole) keep(dx, n, grad_current + cell);
             }
         }
         for (index r = 0; grad_v0 && r < block.rows; r++) std::copy_n(h + r * n, n, grad_v0 + p.state_at(block, r));
@@ -368,18 +411,19 @@ struct Sparse {
     }
 };
 
-template <typename R>
-inline void add_scaled(R *to, const R *from, R by, index n) {
+template <typename R, typename X>
+inline void add_scaled(R *to, const X *from, R by, index n) {
 #pragma omp simd
-    for (index i = 0; i < n; i++) to[i] += by * from[i];
+    for (index i = 0; i < n; i++) to[i] += by * value(from[i]);
 }
 
-template <typename R>
-void sparse(Sparse s, const index *cells, const index *starts, const R *values, const R *weight, R *out) {
+template <typename R, typename X>
+void sparse(Sparse s, const index *cells, const index *starts, const R *values, const R *weight, X *out) {
     const index row = s.width() * s.N, height = s.height();
 #pragma omp parallel for schedule(static) num_threads(s.threads)
     for (index f = 0; f < s.F; f++) {
-        R *frame = out + f * height * row;
+        R *working = IN_PLACE<R, X> ? nullptr : workspace<R>(0, height * row);
+        R *frame = sum_at(out + f * height * row, working, 0);
         index cleared = 0;  // rows, just before they are first added to: still in cache then
         for (index e = starts[f]; e < starts[f + 1]; e++) {
             const Sparse::Stamp at = s.stamp(cells + 4 * e);
@@ -390,12 +434,13 @@ void sparse(Sparse s, const index *cells, const index *starts, const R *values, 
                            weight + ((at.c * s.k + a) * s.k + at.first) * s.N, values[e], (at.last - at.first) * s.N);
         }
         std::fill(frame + cleared * row, frame + height * row, R(0));
+        keep(frame, height * row, out + f * height * row);
     }
 }
 
 // The gradient with respect to `weight`, as it is turned there; each row of taps sums over all cells in their order.
-template <typename R>
-void sparse_backward(Sparse s, const index *cells, const index *starts, const R *values, const R *grad, R *grad_weight) {
+template <typename R, typename X>
+void sparse_backward(Sparse s, const index *cells, const index *starts, const R *values, const X *grad, R *grad_weight) {
     const index row = s.width() * s.N, height = s.height();
 #pragma omp parallel for collapse(2) schedule(static) num_threads(s.threads)
     for (index c = 0; c < s.C; c++)
@@ -433,27 +478,34 @@ void sparse_backward(Sparse s, const index *cells, const index *starts, const R 
     void fire_backward_##suffix(SCAN, double v_th, double alpha, const R *dz, const R *dlast, const R *x,               \
                                 const R *decay, const R *v0, R *dx, R *changes, R *dv0) {                               \
         fire_backward<R>({T, K, groups, n, per_cell, threads}, dz, dlast, x, decay, v0, v_th, alpha, dx, changes, dv0); \
-    }                                                                                                                   \
-    void pool_##suffix(index net, POOLED, double v_th, const R *x, const R *decay, const R *v0, const R *skip, R *out,  \
+    }
+
+#define EXPORT_NARROW(R, X, suffix)                                                                                     \
+    void pool_##suffix(index net, POOLED, double v_th, const X *x, const R *decay, const R *v0, const R *skip, X *out,  \
                        R *last, double *sums) {                                                                         \
-        const auto run = net == LIF ? pool<LIF, R> : net == LI ? pool<LI, R> : pool<RELU, R>;                           \
+        const auto run = net == LIF ? pool<LIF, R, X> : net == LI ? pool<LI, R, X> : pool<RELU, R, X>;                  \
         run(SIZES, x, decay, v0, v_th, skip, out, last, sums);                                                          \
     }                                                                                                                   \
-    void pool_backward_##suffix(index net, POOLED, double v_th, double alpha, const R *dout, const R *dlast,            \
-                                const R *deach, const R *x, const R *decay, const R *v0, const R *skip, R *dx, R *dv0,  \
+    void pool_backward_##suffix(index net, POOLED, double v_th, double alpha, const X *dout, const R *dlast,            \
+                                const R *deach, const X *x, const R *decay, const R *v0, const R *skip, X *dx, R *dv0,  \
                                 double *sums) {                                                                         \
-        const auto run = net == LIF ? pool_backward<LIF, R> : net == LI ? pool_backward<LI, R> : pool_backward<RELU, R>;\
+        const auto run = net == LIF  ? pool_backward<LIF, R, X>                                                         \
+                         : net == LI ? pool_backward<LI, R, X>                                                          \
+                                     : pool_backward<RELU, R, X>;                                                       \
         run(SIZES, dout, dlast, deach, x, decay, v0, v_th, alpha, skip, dx, dv0, sums);                                 \
     }                                                                                                                   \
-    void sparse_##suffix(SPARSE, const index *cells, const index *starts, const R *values, const R *weight, R *out) {   \
-        sparse<R>({F, H, W, C, N, k, padding, threads}, cells, starts, values, weight, out);                            \
+    void sparse_##suffix(SPARSE, const index *cells, const index *starts, const R *values, const R *weight, X *out) {   \
+        sparse<R, X>({F, H, W, C, N, k, padding, threads}, cells, starts, values, weight, out);                         \
     }                                                                                                                   \
-    void sparse_backward_##suffix(SPARSE, const index *cells, const index *starts, const R *values, const R *grad,      \
+    void sparse_backward_##suffix(SPARSE, const index *cells, const index *starts, const R *values, const X *grad,      \
                                   R *grad_weight) {                                                                     \
-        sparse_backward<R>({F, H, W, C, N, k, padding, threads}, cells, starts, values, grad, grad_weight);             \
+        sparse_backward<R, X>({F, H, W, C, N, k, padding, threads}, cells, starts, values, grad, grad_weight);          \
     }
 
 extern "C" {
 EXPORT(float, float)
 EXPORT(double, double)
+EXPORT_NARROW(float, float, float)
+EXPORT_NARROW(double, double, double)
+EXPORT_NARROW(float, bfloat16, bfloat16)
 }

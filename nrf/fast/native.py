@@ -30,13 +30,15 @@ CONTRACTION = {"native": "-ffp-contract=off", "spectral": "-ffp-contract=fast"} 
 PROCESSOR = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 CELLS_PER_THREAD = 2**15  # cells for a thread of its own, as torch has it
-SUFFIXES = {torch.float32: "float", torch.float64: "double"}
+SUFFIXES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16"}
+COMPUTED = {torch.bfloat16: torch.float32}  # dtypes that kernels read and write, and what they compute in
 
 
 @torch.compiler.assume_constant_result
 def is_available(device: torch.device, dtype: torch.dtype, source: str = "native") -> bool:
     """Whether there are kernels for this device and dtype."""
-    return device.type == "cpu" and dtype in SUFFIXES and load(source) is not None
+    known = dtype in SUFFIXES and dtype not in COMPUTED
+    return device.type == "cpu" and known and load(source) is not None
 
 
 def call(
@@ -47,7 +49,7 @@ def call(
     inputs: Sequence[Tensor | None],
     outputs: Sequence[Tensor | None],
 ) -> None:
-    """A function of the kernels: contiguous tensors of `dtype`, of float64 for sums, int32 for bits and
+    """A function of the kernels: contiguous tensors of `dtype` or what is computed in, of float64 for sums,
     int64 for indices; None for a null pointer.
 
     name: of a function of native.cpp, or spectral.NAME.  sizes: the last is the number of all cells, which
@@ -57,7 +59,8 @@ def call(
     some = next(x for x in outputs if x is not None)
     written = [some.new_empty(0) if x is None else x for x in outputs]
     tensors = (x for x in (*inputs, *written) if x is not None)
-    assert all(x.dtype in (dtype, torch.float64, torch.int32, torch.int64) for x in tensors)
+    expected = dtype, COMPUTED.get(dtype), torch.float64, torch.int64
+    assert all(x.dtype in expected for x in tensors)
     torch.ops.nrf.native.default(f"{name}_{SUFFIXES[dtype]}", sizes, constants, inputs, written)
 
 

@@ -41,7 +41,7 @@ def pooled_neurons(
     net: "li" rectified voltages, "lif" spikes, "ann" the rectified current, without a voltage.  current:
     (T, 1 or K, B, C, H, W).  decay: (K,), None for "ann".  v0: as the last voltages, rest if None.  skips:
     (K,), weights of the current, added to the responses; or None.  Of a device and dtype where `is_one_pass`;
-    on a GPU the current may be narrower.
+    the current may be narrower, and pooled responses are as it is.
 
     Neurons' responses are the largest tensors there are, and pooling leaves a quarter of them.  Here they go
     through pooling as they come, in cache; the backward pass computes voltages again from the current.
@@ -84,7 +84,7 @@ def pooled_plainly(
             out, last = integrate_and_fire(current, decay.view(per_channel), v0, v_th, alpha)
     out = out if skips is None else torch.addcmul(out, skips.view(per_channel), current)
     means = out.mean((0, 2, 3, 4, 5)) if net == "lif" else out.new_zeros(K)
-    return average_pool(out), last, means
+    return average_pool(out).to(current.dtype), last, means
 
 
 def _in_one_pass(
@@ -99,11 +99,13 @@ def _in_one_pass(
 ) -> Pooled:
     decay, skips = (None if values is None else values.contiguous() for values in (decay, skips))
     parameter = skips if decay is None else decay
-    if current.device.type == "cpu" and parameter is not None:  # a GPU's kernels convert what they read
-        current = current.to(parameter.dtype)
-    given = _channels_last(current), decay, None if v0 is None else _channels_last(v0), skips
+    dtype = torch.promote_types(torch.float32, current.dtype) if parameter is None else parameter.dtype
+    narrow = current.device.type == "cuda" or native.COMPUTED.get(current.dtype) == dtype
+    x = _channels_last(current if narrow else current.to(dtype))  # or kernels convert what they read
+    given = x, decay, None if v0 is None else _channels_last(v0), skips
     pooled, last, means = _PooledNeurons.apply(*given, NETS[net], K, float(v_th), float(alpha))
-    return pooled.movedim(-1, -3), None if last is None else last.movedim(-1, -3), means
+    pooled = pooled.to(current.dtype).movedim(-1, -3)
+    return pooled, None if last is None else last.movedim(-1, -3), means.to(dtype)
 
 
 def is_one_pass(device: torch.device, dtype: torch.dtype) -> bool:
@@ -130,7 +132,7 @@ class _PooledNeurons(torch.autograd.Function):
         pooled, last, sums = _kernels(current).pool(net, K, current, decay, v0, skips, v_th)
         ctx.save_for_backward(current, decay, v0, skips)
         ctx.set_materialize_grads(False)
-        return pooled, last, (sums / current[:, 0].numel()).to(pooled.dtype)
+        return pooled, last, sums / current[:, 0].numel()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -141,6 +143,8 @@ class _PooledNeurons(torch.autograd.Function):
         if ctx.net[0] != NETS["lif"]:  # no means
             grad_means = None
         grad_sums = None if grad_means is None else grad_means / current[:, 0].numel()
+        if grad_sums is not None:
+            grad_sums = grad_sums.to(parameters[0].dtype)
         grads = [None if grad is None else grad.contiguous() for grad in (grad_pooled, grad_last, grad_sums)]
         wanted = ctx.needs_input_grad
         grad_current, sums, grad_v0 = _kernels(current).pool_backward(

@@ -249,8 +249,7 @@ def pool(
     """As in `scan_native.py`; states and sums in the dtype of the voltages."""
     sizes = T, K, groups, B, H, W, C = len(current), K, *current.shape[1:]
     dtype = _state_dtype(current.dtype, decay)
-    out = current.dtype if net == 0 and skips is None else dtype
-    pooled = current.new_empty(T, K, B, H // 2, W // 2, C, dtype=out)
+    pooled = current.new_empty(T, K, B, H // 2, W // 2, C)
     last = None if net == 0 else current.new_empty(K, B, H, W, C, dtype=dtype)
     grid = (triton.cdiv(-(-W // 2) * C, BLOCK), -(-H // 2), K * B)
     sums = current.new_zeros(K, B * grid[0] * grid[1] if net == 2 else 1, dtype=dtype)  # of each program

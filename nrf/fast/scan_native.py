@@ -88,10 +88,13 @@ def pool(
     v_th: float,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """What `pooling.pooled_neurons` returns, of channels last: pooled responses (T, K, B, H // 2, W // 2, C),
-    last voltages (K, B, H, W, C) or None, and, for net 2, the sums (K,) of all responses."""
+    last voltages (K, B, H, W, C) or None, and, for net 2, the sums (K,) of all responses.
+
+    current: in the dtype of the others, or in bfloat16 with float32.
+    """
     T, groups, B, H, W, C = current.shape
     pooled = current.new_empty(T, K, B, H // 2, W // 2, C)
-    last = None if net == 0 else current.new_empty(K, B, H, W, C)
+    last = None if decay is None else decay.new_empty(K, B, H, W, C)
     sums = torch.zeros(B, -(-H // 2), K, dtype=torch.float64)
     sizes = net, T, K, groups, B, H, W, C, T * K * B * H * W * C
     inputs, results = (current, decay, v0, skips), (pooled, last, sums)
@@ -117,7 +120,7 @@ def pool_backward(
     """
     T, groups, B, H, W, C = current.shape
     grad_current = torch.empty_like(current)
-    grad_v0 = current.new_empty(K, B, H, W, C) if to_rest else None
+    grad_v0 = decay.new_empty(K, B, H, W, C) if decay is not None and to_rest else None
     sums = torch.zeros(B, -(-H // 2), K, 2, dtype=torch.float64)
     sizes = net, T, K, groups, B, H, W, C, T * K * B * H * W * C
     inputs = *grads, current, decay, v0, skips

@@ -21,7 +21,7 @@ def convolve_events(frames: Tensor, weight: Tensor, padding: int) -> Tensor:
     """`F.conv2d(frames, weight, padding=padding)` up to rounding, channels last in memory.  Its time follows
     the number of cells of frames (F, C, H, W) that are not zero; of many it is `conv2d`.
 
-    Of a device and dtype where `native.is_available`.
+    Of a device and dtype where `native.is_available`, or both in bfloat16, and sums in float32.
     """
     return torch.ops.nrf.convolve_events.default(frames, weight, padding)
 
@@ -31,7 +31,7 @@ def _convolve(frames: Tensor, weight: Tensor, padding: int) -> Tensor:
     if found is None:
         return F.conv2d(frames, weight, padding=padding).contiguous(memory_format=torch.channels_last)
     out = _empty(frames, weight, padding)
-    turned = weight.flip(-2, -1).permute(1, 2, 3, 0).contiguous()
+    turned = weight.flip(-2, -1).permute(1, 2, 3, 0).to(found[2].dtype).contiguous()
     inputs, outputs = (*found, turned), (out.permute(0, 2, 3, 1),)
     native.call("sparse", out.dtype, _sizes(frames, weight, padding), (), inputs, outputs)
     return out
@@ -42,21 +42,21 @@ def _weight_gradient(frames: Tensor, weight: Tensor, grad: Tensor, padding: int)
     if found is None:
         return conv2d_weight(frames, weight.shape, grad, padding=padding).contiguous()
     N, C, k, _ = weight.shape
-    turned = weight.new_empty(C, k, k, N)
+    turned = found[2].new_empty(C, k, k, N)
     inputs = *found, grad.permute(0, 2, 3, 1).contiguous()
     native.call("sparse_backward", grad.dtype, _sizes(frames, weight, padding), (), inputs, (turned,))
-    return turned.flip(1, 2).permute(3, 0, 1, 2).contiguous()
+    return turned.flip(1, 2).permute(3, 0, 1, 2).to(weight.dtype).contiguous()
 
 
 def _events(frames: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """(n, 4) frame, row, column and channel of each cell that is not zero, in the order of memory, the first
-    of each frame (F + 1,), and their values (n,); None if there are too many."""
+    of each frame (F + 1,), and their values (n,), in the dtype of sums; None if there are too many."""
     cells = frames.permute(0, 2, 3, 1)
     if int(torch.count_nonzero(cells)) > DENSITY * cells.numel():
         return None
     places = cells.nonzero().contiguous()
     starts = torch.searchsorted(places[:, 0].contiguous(), torch.arange(len(cells) + 1))
-    return places, starts, cells[places.unbind(1)]
+    return places, starts, cells[places.unbind(1)].to(native.COMPUTED.get(cells.dtype, cells.dtype))
 
 
 def _sizes(frames: Tensor, weight: Tensor, padding: int) -> tuple[int, ...]:

@@ -43,6 +43,7 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, frames: Tensor, channels: int = 1) -> Tensor:
         per_channel = (-1, 1, 1)
+        frames = frames.to(self.weight.dtype)
         if not self.training:
             scale = (self.running_var + self.eps).rsqrt() * self.weight
             return (frames - self.running_mean.view(per_channel)) * scale.view(per_channel) + self.bias.view(
@@ -161,7 +162,7 @@ class Neurons(NamedTuple):
         """Pooled responses (T, K, B, N, h, w) to currents (T, K or 1, B, N, H, W), the state, and each
         channel's mean response (K,) if it spikes, else 0."""
         neuron = kind(self.net, self.backend)
-        dtype = current.dtype
+        dtype = torch.promote_types(torch.float32, current.dtype)
         for values in (self.rates_hz, self.skips):
             dtype = dtype if values is None else torch.promote_types(dtype, values.dtype)
         if pool is average_pool and self.backend in ("auto", "fused") and neuron.pooled:

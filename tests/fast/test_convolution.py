@@ -112,12 +112,14 @@ def test_auto_takes_frequencies_for_second_layers_only(kernels):
     assert direct == 160 * 75**2 * 49 * 144**2 and spectral < direct / 8
 
 
-def test_matrix_units_of_the_processor_take_narrow_convolutions_directly(monkeypatch):
+def test_matrix_units_of_the_processor_take_narrow_convolutions_directly(monkeypatch, compiler):
     frames, weight = torch.empty(1).expand(40, 144, 75, 75), torch.empty(144, 144, 7, 7)
     for units, narrow in ((False, False), (False, True), (True, False), (True, True)):
         monkeypatch.setattr(convolution, "has_matrix_units", lambda units=units: units)
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
             assert spectral_is_faster(frames, weight) == (not (units and narrow))
+            of_events = convolve(*draw((1, 2, 9, 9), (3, 2, 5, 5), torch.float32), events=True)
+        assert of_events.dtype == (torch.bfloat16 if units and narrow else torch.float32)
 
 
 def test_autocast_leaves_frequencies_in_single_precision():

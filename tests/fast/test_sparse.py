@@ -44,6 +44,20 @@ def test_values_and_gradients_are_those_of_torch(project, monkeypatch, shapes, d
         assert actual.numel() == 0 or project.error(actual, expected) < 1e-13
 
 
+def test_bfloat16_is_rounded_where_it_lies_in_memory(monkeypatch):
+    """Values and the weights' gradient are those of float32, rounded."""
+    monkeypatch.setattr(sparse, "DENSITY", 1)
+    *shapes, padding = SHAPES["wide"]
+    given = [x.detach().bfloat16().requires_grad_() for x in draw(shapes, 0.05)]
+    narrow = outcome(convolve_events, *given, padding)
+    wide = [x.detach().float().requires_grad_() for x in given]
+    out = convolve_events(*wide, padding=padding)
+    probe = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.bfloat16).float()
+    frames_grad, weight_grad = torch.autograd.grad(out, wide, probe)
+    assert torch.equal(narrow[0], out.bfloat16()) and torch.equal(narrow[2], weight_grad.bfloat16())
+    torch.testing.assert_close(narrow[1].float(), frames_grad, rtol=2e-2, atol=0.1)
+
+
 def test_few_events_take_the_sparse_way_and_many_the_dense_one(monkeypatch):
     taken = []
     monkeypatch.setattr(sparse.native, "call", lambda name, *_: taken.append(name))

@@ -69,7 +69,7 @@ def test_scans_move_16_bytes_at_a_time(kernel):
 def test_neurons_and_pooling(kernel, net):
     for given, narrow in itertools.product([False, True], [False, True]):
         options = dict.fromkeys(GIVEN, given) | {"STATE": tl.float32, "NET": net}
-        narrower = ("x_ptr", "dx_ptr", "pooled_ptr", "dpooled_ptr") if net == 0 else ("x_ptr", "dx_ptr")
+        narrower = ("x_ptr", "dx_ptr", "pooled_ptr", "dpooled_ptr")
         types = dict.fromkeys(narrower, "*bf16") if narrow else {}
         assert "fma" not in compiled(pooling_triton, kernel, types, **options)
     assert compiled(pooling_triton, kernel, **options, **dict.fromkeys(ONES, 1))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nrf.config import Config
-from nrf.fast import bands
+from nrf.fast import bands, convolution
 from nrf.network.reference import reference_run
 
 STEPS, T = 50, 3
@@ -77,10 +77,13 @@ def test_fifty_steps_follow_the_oracle(project, monkeypatch, net, dtype):
     assert ((ours - theirs).abs() / theirs).max() < 1e-4
 
 
+@pytest.mark.parametrize("units", [False, True])
 @pytest.mark.parametrize("skips", [0, 1])
 @pytest.mark.parametrize("net", ["li", "lif", "ann"])
-def test_bfloat16_stays_near(project, net, skips):
-    """A step under bf16-mixed: the loss within 0.5 % of that in float32, its gradient within 8 degrees."""
+def test_bfloat16_stays_near(project, monkeypatch, net, skips, units):
+    """A step under bf16-mixed: the loss within 0.5 % of that in float32, its gradient within 8 degrees;
+    convolved over frequencies in float32, or directly as where a processor has matrix units."""
+    monkeypatch.setattr(convolution, "has_matrix_units", lambda: units)
     config = Config(net=net, skip_connections=skips, **CONFIG)
     results = []
     for narrow in (False, True):
