@@ -3,7 +3,9 @@
 python3 -m benchmarks.scaling [--net li] [--runs 3] [--device cuda] [--save]
 
 Each quantity doubles twice while the others stay; the exponent is the slope of a straight line through the
-logarithms, 1 where time grows in proportion.  Printed as `exponent`, with the range over the runs.
+logarithms, 1 where time grows in proportion.  Printed as `exponent`, with the range over the runs.  On a CPU
+then: how many times as long steps of two processes at once take as those of one alone, 2 where they share its
+cores without loss.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.paired import machine_line, seconds, write_rows
-from benchmarks.step import our_step
+from benchmarks.step import Side, config_of, our_step
 from nrf.config import Config
 
 FIELD = dict(resolution=(152, 152), n_spatial_scales=1, n_temporal_scales=4)
@@ -25,6 +27,10 @@ GROWTH = {  # setting and factors; bar for the first three: 0.9 to 1.1
     "receptive fields": ("n_spatial_scales", (1, 2, 4)),
     "temporal channels": ("n_temporal_scales", (0.5, 1, 2)),
 }
+
+
+AT_ONCE = ("small", "small, 36 fields")
+STEPS = 10  # timed together
 
 
 def scaled(value, factor):
@@ -44,6 +50,31 @@ def exponents(name, factors, net, runs, device):
     return [float(np.polyfit(doublings, np.log2(row), 1)[0]) for row in times]
 
 
+def at_once(size, net, runs, threads):
+    """Time of two processes at once over that of one alone, once per run."""
+    sides = [Side(our_step, config_of(net, size), threads, "cpu", "32-true") for _ in range(2)]
+
+    def steps(sides):
+        for _ in range(STEPS):
+            for side in sides:
+                side.connection.send("step")
+        for side in sides * STEPS:
+            side.connection.recv()
+
+    steps(sides)
+    ratios = [seconds(lambda: steps(sides)) / seconds(lambda: steps(sides[:1])) for _ in range(runs)]
+    for side in sides:
+        side.process.kill()
+    return ratios
+
+
+def row_of(kind, name, found):
+    """Prints values of one per run, and returns their line of a table."""
+    median, low, high = statistics.median(found), min(found), max(found)
+    print(f"{kind} {name}: {median:.3f} (n={len(found)}, {low:.3f}..{high:.3f})", flush=True)
+    return f"| {name} | {median:.2f} | {len(found)} | {low:.2f}..{high:.2f} |"
+
+
 def main():
     parser = argparse.ArgumentParser("benchmarks.scaling", description=__doc__.splitlines()[0])
     parser.add_argument("--net", choices=("li", "lif", "ann"), default="li")
@@ -55,17 +86,17 @@ def main():
     torch.set_num_threads(arguments.threads)
     machine = machine_line(device=arguments.device, net=arguments.net, **BASE[arguments.device])
     print(machine)
-    rows = []
+    rows = ["| time over | exponent | n | range |", "| --- | --- | --- | --- |"]
     for name, growth in GROWTH.items():
         found = exponents(*growth, arguments.net, arguments.runs, arguments.device)
-        median = statistics.median(found)
-        print(
-            f"exponent {name}: {median:.3f} (n={len(found)}, {min(found):.3f}..{max(found):.3f})", flush=True
-        )
-        rows.append(f"| {name} | {median:.2f} | {len(found)} | {min(found):.2f}..{max(found):.2f} |")
+        rows.append(row_of("exponent", name, found))
+    if arguments.device == "cpu":
+        rows += ["", "| two at once over one alone | ratio | n | range |", "| --- | --- | --- | --- |"]
+        for size in AT_ONCE:
+            found = at_once(size, arguments.net, arguments.runs, arguments.threads)
+            rows.append(row_of("two at once:", size, found))
     if arguments.save:
-        head = ["| time over | exponent | n | range |", "| --- | --- | --- | --- |"]
-        write_rows("scaling", [*head, *rows], machine, arguments.device)
+        write_rows("scaling", rows, machine, arguments.device)
 
 
 if __name__ == "__main__":
