@@ -13,8 +13,10 @@ HERE = Path(__file__).resolve().parent
 if Path(sys.path[0]) == HERE:  # started as a folder: its parent is what holds the package
     sys.path[0] = str(HERE.parent)
 
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch loads OpenMP, whose threads spin while they wait for work:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # longer keeps another program from the core, shorter costs
+# before torch loads OpenMP, whose threads spin while they wait for work, by default so long that another program
+# gets no core
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from nrf import __version__  # noqa: E402
 from nrf.system.text import open_output  # noqa: E402
