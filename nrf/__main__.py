@@ -13,8 +13,8 @@ HERE = Path(__file__).resolve().parent
 if Path(sys.path[0]) == HERE:  # started as a folder: its parent is what holds the package
     sys.path[0] = str(HERE.parent)
 
-# before torch loads OpenMP, whose threads spin while they wait for work, by default so long that another program
-# gets no core
+# before torch loads OpenMP: its threads spin while they wait for work, by default so long that other programs
+# starve
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
