@@ -4,7 +4,8 @@
 
 Values and gradients are asserted equal first, in full float32; a GPU is then timed as torch sets it: direct
 convolution in TF32, the products of the spectral one in float32.  In bf16-mixed the direct one is bfloat16's,
-the spectral one is not.  After each shape: how many times fewer multiplications frequencies need
+the spectral one is not; a last row says what its products would take in bfloat16, and how far off they are.
+After each shape: how many times fewer multiplications frequencies need
 (`convolution.multiplications`), and what `auto` takes, which is wrong where the other way is faster by more
 than 5 %: see `ADVANTAGE` and `LEAST` of `spectral_native` and `spectral_torch`.
 """
@@ -14,6 +15,7 @@ import argparse
 import torch
 
 from benchmarks.paired import alternate, machine_line, write_table
+from nrf.fast import spectral_torch
 from nrf.fast.convolution import convolve, multiplications, spectral_is_faster
 
 SHAPES = {  # frames, channels, height and width, channels out, kernel
@@ -29,6 +31,7 @@ SHAPES = {  # frames, channels, height and width, channels out, kernel
     "5 x 5": (40, 64, 75, 64, 5),
     "the paper's third layer": (80, 144, 37, 3, 5),
 }
+PRODUCTS = 50  # timed together
 
 
 def step(method, frames, weight, probe, narrow=False):
@@ -67,6 +70,29 @@ def measure(name, runs, device, narrow):
     return ratio
 
 
+def measure_products(name, runs):
+    """The products of the spectral way, in float32 against bfloat16."""
+    _, C, size, N, k = SHAPES[name]
+    points, tiles = spectral_torch.layout(size, k).circle, spectral_torch.CHUNK["cpu"]
+    ours = torch.randn(points, tiles, C), torch.randn(points, C, N), torch.empty(points, tiles, N)
+    theirs = tuple(x.bfloat16() for x in ours)
+    for a, b, out in (ours, theirs):
+        torch.bmm(a, b, out=out)
+    error = ((theirs[2] - ours[2]).norm() / ours[2].norm()).item()
+    assert 0 < error < 1e-2, error
+
+    def products(a, b, out):
+        for _ in range(PRODUCTS):
+            torch.bmm(a, b, out=out)
+
+    return alternate(
+        f"products of {name} over frequencies, in bfloat16 {error:.1e} off in norm, against float32",
+        lambda: products(*ours),
+        lambda: products(*theirs),
+        runs,
+    )
+
+
 def main():
     parser = argparse.ArgumentParser("benchmarks.conv", description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=2, help="pairs (default: %(default)s)")
@@ -82,6 +108,8 @@ def main():
     print(machine)
     narrow = precision == "bf16-mixed"
     ratios = [measure(name, arguments.runs, device, narrow) for name in SHAPES]
+    if narrow and device == "cpu":
+        ratios.append(measure_products(next(iter(SHAPES)), arguments.runs))
     if arguments.save:
         write_table("conv", ratios, machine, device, precision)
 
