@@ -4,8 +4,8 @@ python3 -m benchmarks.scaling [--net li] [--runs 3] [--device cuda] [--save]
 
 Each quantity doubles twice while the others stay; the exponent is the slope of a straight line through the
 logarithms, 1 where time grows in proportion.  Printed as `exponent`, with the range over the runs.  On a CPU
-then: how many times as long steps of two processes at once take as those of one alone, 2 where they share its
-cores without loss.
+then: how many times as long steps of two processes at once take as those of one alone, 2 without loss where
+one fills all cores.
 """
 
 import argparse
@@ -61,11 +61,13 @@ def at_once(size, net, runs, threads):
         for side in sides * STEPS:
             side.connection.recv()
 
-    steps(sides)
-    ratios = [seconds(lambda: steps(sides)) / seconds(lambda: steps(sides[:1])) for _ in range(runs)]
-    for side in sides:
-        side.process.kill()
-    return ratios
+    try:
+        steps(sides)
+        return [seconds(lambda: steps(sides)) / seconds(lambda: steps(sides[:1])) for _ in range(runs)]
+    finally:
+        for side in sides:
+            side.process.kill()
+            side.process.join()
 
 
 def row_of(kind, name, found):

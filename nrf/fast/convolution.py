@@ -33,14 +33,15 @@ def convolve(
 
     method: "direct" (torch), "spectral" (over frequencies), or "auto", the faster one by
     `spectral_is_faster`, and of events `fast/sparse.py`.  All are equal up to rounding; results of the others
-    are channels last in memory and, under autocast on a CPU, of the dtype of the weights, unless it computes
-    faster in bfloat16.  events: most cells are zero.  padded: frames bring k // 2 pixels of padding.
+    are channels last in memory and, under autocast on a CPU, of the dtype of the weights; of events they are of
+    bfloat16 where the processor has units for it.  events: most cells are zero.  padded: frames bring k // 2
+    pixels of padding.
     """
     if method not in METHODS:
         raise ValueError(f"convolution {method!r}: expected one of {', '.join(METHODS)}")
     padding = 0 if padded else weight.shape[-1] // 2
     if method == "auto" and events and native.is_available(frames.device, weight.dtype):
-        dtype = torch.get_autocast_dtype("cpu") if in_matrix_units() else weight.dtype
+        dtype = torch.bfloat16 if in_matrix_units() and weight.dtype == torch.float32 else weight.dtype
         with torch.autocast(frames.device.type, enabled=False):
             return convolve_events(frames.to(dtype), weight.to(dtype), padding)
     if method == "spectral" or (method == "auto" and not padded and spectral_is_faster(frames, weight)):

@@ -6,8 +6,8 @@
 // voltages and spikes equal the loops' bit by bit.  Sums over cells are made per block and added up in a fixed order,
 // whatever the number of threads.
 //
-// R: float or double, of states and parameters.  X: R, or bfloat16, of currents and pooled responses and of their
-// gradients; all is computed in R.  T: steps.  K: temporal channels, each of its decay.  groups: K, or 1 where all K see the
+// R: float or double, of states and parameters.  X: R, or bfloat16, of currents, pooled responses and their gradients;
+// all is computed in R.  T: steps.  K: temporal channels, each of its decay.  groups: K, or 1 where all K see the
 // same current.
 
 #include <algorithm>
@@ -423,18 +423,20 @@ void sparse(Sparse s, const index *cells, const index *starts, const R *values, 
 #pragma omp parallel for schedule(static) num_threads(s.threads)
     for (index f = 0; f < s.F; f++) {
         R *working = IN_PLACE<R, X> ? nullptr : workspace<R>(0, height * row);
-        R *frame = sum_at(out + f * height * row, working, 0);
-        index cleared = 0;  // rows, just before they are first added to: still in cache then
+        X *to = out + f * height * row;
+        R *frame = sum_at(to, working, 0);
+        index cleared = 0, kept = 0;  // rows, just before they are first added to and after they last are: in cache
         for (index e = starts[f]; e < starts[f + 1]; e++) {
             const Sparse::Stamp at = s.stamp(cells + 4 * e);
-            const index bottom = at.top + at.lower;
+            const index first = at.top + at.upper, bottom = at.top + at.lower;
             if (bottom > cleared) std::fill(frame + cleared * row, frame + bottom * row, R(0)), cleared = bottom;
+            if (first > kept) keep(frame + kept * row, (first - kept) * row, to + kept * row), kept = first;
             for (index a = at.upper; a < at.lower && at.first < at.last; a++)
                 add_scaled(frame + (at.top + a) * row + (at.left + at.first) * s.N,
                            weight + ((at.c * s.k + a) * s.k + at.first) * s.N, values[e], (at.last - at.first) * s.N);
         }
         std::fill(frame + cleared * row, frame + height * row, R(0));
-        keep(frame, height * row, out + f * height * row);
+        keep(frame + kept * row, (height - kept) * row, to + kept * row);
     }
 }
 

@@ -97,12 +97,12 @@ def _in_one_pass(
     v_th: float | Tensor,
     alpha: float | Tensor,
 ) -> Pooled:
-    decay, skips = (None if values is None else values.contiguous() for values in (decay, skips))
-    parameter = skips if decay is None else decay
-    dtype = torch.promote_types(torch.float32, current.dtype) if parameter is None else parameter.dtype
+    parameter = next((values for values in (decay, skips) if values is not None), current)
+    dtype = torch.promote_types(torch.float32, parameter.dtype)
+    decay, skips = (None if values is None else values.to(dtype).contiguous() for values in (decay, skips))
     narrow = current.device.type == "cuda" or native.COMPUTED.get(current.dtype) == dtype
     x = _channels_last(current if narrow else current.to(dtype))  # or kernels convert what they read
-    given = x, decay, None if v0 is None else _channels_last(v0), skips
+    given = x, decay, None if v0 is None else _channels_last(v0.to(dtype)), skips
     pooled, last, means = _PooledNeurons.apply(*given, NETS[net], K, float(v_th), float(alpha))
     pooled = pooled.to(current.dtype).movedim(-1, -3)
     return pooled, None if last is None else last.movedim(-1, -3), means.to(dtype)
@@ -142,9 +142,9 @@ class _PooledNeurons(torch.autograd.Function):
         current, *parameters = ctx.saved_tensors
         if ctx.net[0] != NETS["lif"]:  # no means
             grad_means = None
-        grad_sums = None if grad_means is None else grad_means / current[:, 0].numel()
-        if grad_sums is not None:
-            grad_sums = grad_sums.to(parameters[0].dtype)
+        grad_sums = None
+        if grad_means is not None:
+            grad_sums = (grad_means / current[:, 0].numel()).to(parameters[0].dtype)
         grads = [None if grad is None else grad.contiguous() for grad in (grad_pooled, grad_last, grad_sums)]
         wanted = ctx.needs_input_grad
         grad_current, sums, grad_v0 = _kernels(current).pool_backward(

@@ -84,8 +84,7 @@ class SpatialRF(nn.Module):
         events: bool = False,
     ) -> None:
         super().__init__()
-        self.convolve = partial(convolve, method=convolution, events=events and not batch_normalization)
-        self.convolution = convolution
+        self.convolution, self.events = convolution, events and not batch_normalization
         self.spatial: nn.Conv2d | FieldWeights = nn.Conv2d(
             in_channels, out_channels, kernel_size, padding="same", bias=False
         )
@@ -93,6 +92,9 @@ class SpatialRF(nn.Module):
 
     def normalise(self, frames: Tensor, channels: int = 1) -> Tensor:
         return frames if self.norm is None else self.norm(frames, channels)
+
+    def convolve(self, frames: Tensor, weight: Tensor, padded: bool = False) -> Tensor:
+        return convolve(frames, weight, self.convolution, self.events, padded)
 
     def forward(self, frames: Tensor, channels: int = 1) -> Tensor:
         frames = self.normalise(frames, channels)

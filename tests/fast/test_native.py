@@ -146,7 +146,7 @@ def test_no_umask_makes_a_library_that_is_refused(fresh, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_left_to_torch(dtype):
+def test_half_precision_is_no_dtype_of_voltages(dtype):
     assert native.is_available(torch.device("cpu"), torch.float64)
     assert not native.is_available(torch.device("cpu"), dtype)
     assert not native.is_available(torch.device("meta"), torch.float32)

@@ -108,6 +108,8 @@ def samples():
         "correlate_frames": (frames, grad, 5),
         "convolve_events": (events, weight, 2),
         "events_weight": (events, weight, grad, 2),
+        "convolve_events, bfloat16": (events.bfloat16(), weight.bfloat16(), 2),
+        "events_weight, bfloat16": (events.bfloat16(), weight.bfloat16(), grad.bfloat16(), 2),
         "native": ("fire_float", sizes, (0.1,), [current, decay, v0], results),
     }
 
@@ -115,5 +117,6 @@ def samples():
 @pytest.mark.parametrize("name", samples())
 def test_operators_do_what_their_schemas_and_fakes_say(name):
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    passed = torch.library.opcheck(getattr(torch.ops.nrf, name).default, samples()[name], test_utils=tests)
+    operator = getattr(torch.ops.nrf, name.split(",")[0]).default
+    passed = torch.library.opcheck(operator, samples()[name], test_utils=tests)
     assert set(passed.values()) == {"SUCCESS"}

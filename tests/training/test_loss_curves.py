@@ -24,10 +24,10 @@ CONFIG = dict(
 )
 
 
-def batch(config, step, dtype):
+def batch(config, step, dtype, rate=0.1):
     """Warm-up, frames and labels of one recording, another for each step."""
     generator = torch.Generator().manual_seed(step)
-    warmup, x = (torch.rand(2, T, 1, 2, *config.resolution, generator=generator) < 0.1).to(dtype)
+    warmup, x = (torch.rand(2, T, 1, 2, *config.resolution, generator=generator) < rate).to(dtype)
     labels = torch.rand(T, 1, 3, 2, generator=generator).to(dtype) * torch.tensor(config.resolution)
     return warmup, x, labels
 
@@ -40,6 +40,11 @@ def started(project, config, dtype):
         if name.endswith("spatial.weight"):
             p.data.add_(torch.randn(p.shape, generator=generator, dtype=dtype) / p[0].numel() ** 0.5)
     return model
+
+
+def over_frequencies(model):
+    for channel in model.net.channels:
+        channel.spatiotemporal[1].spatial.convolution = "spectral"
 
 
 def curve(step, optimizer, config, dtype):
@@ -63,8 +68,7 @@ def test_fifty_steps_follow_the_oracle(project, monkeypatch, net, dtype):
     monkeypatch.setitem(bands.BAND, "cpu", 2**11)
     config = Config(net=net, convolution="auto", **CONFIG)
     model = started(project, config, dtype)
-    for channel in model.net.channels:
-        channel.spatiotemporal[1].spatial.convolution = "spectral"
+    over_frequencies(model)
     (optimizer,), _ = model.configure_optimizers()
     ours = curve(lambda *data: project.run(model, *data).terms["loss"], optimizer, config, dtype)
 
@@ -77,22 +81,30 @@ def test_fifty_steps_follow_the_oracle(project, monkeypatch, net, dtype):
     assert ((ours - theirs).abs() / theirs).max() < 1e-4
 
 
-@pytest.mark.parametrize("units", [False, True])
+@pytest.mark.parametrize("way", ["direct", "spectral", "events in matrix units"])
 @pytest.mark.parametrize("skips", [0, 1])
 @pytest.mark.parametrize("net", ["li", "lif", "ann"])
-def test_bfloat16_stays_near(project, monkeypatch, net, skips, units):
-    """A step under bf16-mixed: the loss within 0.5 % of that in float32, its gradient within 8 degrees;
-    convolved over frequencies in float32, or directly as where a processor has matrix units."""
-    monkeypatch.setattr(convolution, "has_matrix_units", lambda: units)
+def test_bfloat16_stays_near(project, compiler, monkeypatch, net, skips, way):
+    """A step under bf16-mixed: the loss within 0.5 % of that in float32, its gradient within 8 degrees."""
+    rate, called, call = 0.1, [], convolution.native.call
+    if way == "events in matrix units":
+        rate = 0.005
+        monkeypatch.setattr(convolution, "has_matrix_units", lambda: True)
+    monkeypatch.setattr(convolution.native, "call", lambda *given: called.append(given[:2]) or call(*given))
     config = Config(net=net, skip_connections=skips, **CONFIG)
     results = []
     for narrow in (False, True):
         model = started(project, config, torch.float32)
+        if way == "spectral":
+            over_frequencies(model)
+        called.clear()
         with torch.autocast("cpu", torch.bfloat16, narrow):
-            loss = project.run(model, *batch(config, 0, torch.float32)).terms["loss"]
+            loss = project.run(model, *batch(config, 0, torch.float32, rate)).terms["loss"]
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         results.append((loss, gradient))
     (loss, gradient), (near, near_gradient) = results
-    assert 0 < abs(near - loss) < 5e-3 * loss
+    kernels = {"direct": "pool", "spectral": "spectral.correlate", "events in matrix units": "sparse"}
+    assert (kernels[way], torch.float32 if way == "spectral" else torch.bfloat16) in called
+    assert abs(near - loss) < 5e-3 * loss and not torch.equal(near_gradient, gradient)
     assert torch.nn.functional.cosine_similarity(gradient, near_gradient, 0) > 0.99
