@@ -17,6 +17,8 @@ import argparse
 import dataclasses
 import itertools
 import multiprocessing
+import os
+import unittest.mock
 import warnings
 
 import torch
@@ -27,6 +29,7 @@ from nrf.config import Config
 from nrf.data.dataset import EventBatch, dense_frames
 from nrf.network.neurons import NEURONS
 from nrf.system.memory import keep_memory
+from nrf.system.threads import wait_briefly
 
 RATE = 0.003 / 2  # events per cell and frame, as in the paper's recordings
 SIZES = {
@@ -147,11 +150,14 @@ def serve(step_of, config, threads, device, precision, connection):
 class Side:
     """One side's process."""
 
-    def __init__(self, *arguments):
+    def __init__(self, step_of, *arguments):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(*arguments, theirs), daemon=True)
-        self.process.start()
+        self.process = context.Process(target=serve, args=(step_of, *arguments, theirs), daemon=True)
+        with unittest.mock.patch.dict(os.environ):
+            if step_of is our_step:  # waits as learn_shapes.py does
+                wait_briefly()
+            self.process.start()
         theirs.close()
 
     def ask(self, order):

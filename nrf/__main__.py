@@ -3,7 +3,6 @@ python3 path/to/nrf COMMAND [arguments]."""
 
 import difflib
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -13,13 +12,11 @@ HERE = Path(__file__).resolve().parent
 if Path(sys.path[0]) == HERE:  # started as a folder: its parent is what holds the package
     sys.path[0] = str(HERE.parent)
 
-# before torch loads OpenMP: its threads spin while they wait for work, by default so long that other programs
-# starve
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 from nrf import __version__  # noqa: E402
 from nrf.system.text import open_output  # noqa: E402
+from nrf.system.threads import wait_briefly  # noqa: E402
+
+wait_briefly()
 
 COMMANDS = {
     "generate_data": "render recordings of moving shapes",

@@ -33,7 +33,7 @@ def convolve(
 
     method: "direct" (torch), "spectral" (over frequencies), or "auto", the faster one by
     `spectral_is_faster`, and of events `fast/sparse.py`.  All are equal up to rounding; results of the others
-    are channels last in memory and, under autocast on a CPU, of the dtype of the weights; of events they are of
+    are channels last in memory and, under autocast on a CPU, of the dtype of the weights; of events they are
     bfloat16 where the processor has units for it.  events: most cells are zero.  padded: frames bring k // 2
     pixels of padding.
     """
