@@ -31,23 +31,27 @@ def convolve(
 ) -> Tensor:
     """Convolution "same" of frames (F, C, H, W) with weights (N, C, k, k), k odd: (F, N, H, W).
 
-    method: "direct" (torch), "spectral" (over frequencies), or "auto", the faster one by
-    `spectral_is_faster`, and of events `fast/sparse.py`.  All are equal up to rounding; results of the others
-    are channels last in memory and, under autocast on a CPU, of the dtype of the weights; of events they are
-    bfloat16 where the processor has units for it.  events: most cells are zero.  padded: frames bring k // 2
-    pixels of padding.
+    method: "direct" (torch), "spectral" (over frequencies), or "auto": the faster one by `spectral_is_faster`,
+    and of events `fast/sparse.py`.  All are equal up to rounding.  Under autocast "direct" is in its dtype,
+    "spectral" in that of the weights, and so is "auto" on a CPU, where that is faster, unless it is
+    `in_matrix_units`.  events: most cells are zero.  padded: frames bring k // 2 pixels of padding.
     """
     if method not in METHODS:
         raise ValueError(f"convolution {method!r}: expected one of {', '.join(METHODS)}")
-    padding = 0 if padded else weight.shape[-1] // 2
-    if method == "auto" and events and native.is_available(frames.device, weight.dtype):
-        dtype = torch.bfloat16 if in_matrix_units() and weight.dtype == torch.float32 else weight.dtype
-        with torch.autocast(frames.device.type, enabled=False):
-            return convolve_events(frames.to(dtype), weight.to(dtype), padding)
-    if method == "spectral" or (method == "auto" and not padded and spectral_is_faster(frames, weight)):
-        with torch.autocast(frames.device.type, enabled=False):
-            return torch.ops.nrf.correlate.default(frames.to(weight.dtype), weight)
-    return F.conv2d(frames, weight, padding=padding)
+    padding, auto = 0 if padded else weight.shape[-1] // 2, method == "auto"
+    if method == "direct" or (auto and frames.device.type != "cpu"):
+        return F.conv2d(frames, weight, padding=padding)
+    spectral = not auto or (not padded and spectral_is_faster(frames, weight))
+    sparse = auto and events and native.is_available(frames.device, weight.dtype)
+    narrow = auto and weight.dtype == torch.float32 and in_matrix_units()
+    dtype = torch.bfloat16 if narrow else weight.dtype
+    frames, weight = frames.to(dtype), weight.to(dtype)
+    with torch.autocast(frames.device.type, enabled=False):
+        if sparse:
+            return convolve_events(frames, weight, padding)
+        if spectral:
+            return torch.ops.nrf.correlate.default(frames, weight)
+        return F.conv2d(frames, weight, padding=padding)
 
 
 def spectral_is_faster(frames: Tensor, weight: Tensor) -> bool:

@@ -122,12 +122,18 @@ def test_matrix_units_of_the_processor_take_narrow_convolutions_directly(monkeyp
         assert of_events.dtype == (torch.bfloat16 if units and narrow else torch.float32)
 
 
-def test_autocast_leaves_frequencies_in_single_precision():
+@pytest.mark.parametrize("units", [False, True])
+def test_autocast_is_followed_where_it_is_faster(monkeypatch, units):
     frames, weight = draw((2, 4, 16, 16), (4, 4, 7, 7), torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        actual = convolve(frames, weight, "spectral")
-        assert convolve(frames, weight, "direct").dtype == torch.bfloat16
-    assert torch.equal(actual, convolve(frames, weight, "spectral"))
+    monkeypatch.setattr(convolution, "has_matrix_units", lambda: units)
+    narrow = {"direct": True, "spectral": False, "auto": units}
+    for method in convolution.METHODS:
+        wide = convolve(frames, weight, method)
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = convolve(frames, weight, method)
+            assert convolve(frames.double(), weight.double(), method).dtype == torch.float64
+        assert wide.dtype == torch.float32
+        assert actual.dtype == torch.bfloat16 if narrow[method] else torch.equal(actual, wide)
 
 
 def test_an_unknown_method_is_refused():

@@ -91,7 +91,8 @@ def test_bfloat16_stays_near(project, compiler, monkeypatch, net, skips, way):
         rate = 0.005
         monkeypatch.setattr(convolution, "has_matrix_units", lambda: True)
     monkeypatch.setattr(convolution.native, "call", lambda *given: called.append(given[:2]) or call(*given))
-    config = Config(net=net, skip_connections=skips, **CONFIG)
+    convolved = "direct" if way == "direct" else "auto"
+    config = Config(net=net, skip_connections=skips, convolution=convolved, **CONFIG)
     results = []
     for narrow in (False, True):
         model = started(project, config, torch.float32)
