@@ -31,8 +31,8 @@ def convolve(
 ) -> Tensor:
     """Convolution "same" of frames (F, C, H, W) with weights (N, C, k, k), k odd: (F, N, H, W).
 
-    method: "direct" (torch), "spectral" (over frequencies), or "auto": the faster one by `spectral_is_faster`,
-    and of events `fast/sparse.py`.  All are equal up to rounding.  Under autocast "direct" is in its dtype,
+    method: "direct" (torch), "spectral" (over frequencies), or "auto": as `spectral_is_faster` says, and of
+    events `fast/sparse.py`.  All are equal up to rounding.  Under autocast "direct" is in its dtype,
     "spectral" in that of the weights, and so is "auto" on a CPU, where that is faster, unless it is
     `in_matrix_units`.  events: most cells are zero.  padded: frames bring k // 2 pixels of padding.
     """
