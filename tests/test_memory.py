@@ -16,7 +16,7 @@ if KEEP:
     keep_memory()
 torch.set_num_threads(1)
 faults = []
-for step in range(12):
+for step in range(40):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
