@@ -27,8 +27,6 @@ GROWTH = {  # setting and factors; bar for the first three: 0.9 to 1.1
     "receptive fields": ("n_spatial_scales", (1, 2, 4)),
     "temporal channels": ("n_temporal_scales", (0.5, 1, 2)),
 }
-
-
 AT_ONCE = ("small", "small, 36 fields")
 STEPS = 10  # timed together
 
@@ -66,8 +64,7 @@ def at_once(size, net, runs, threads):
         return [seconds(lambda: steps(sides)) / seconds(lambda: steps(sides[:1])) for _ in range(runs)]
     finally:
         for side in sides:
-            side.process.kill()
-            side.process.join()
+            side.close()
 
 
 def row_of(kind, name, found):

@@ -168,6 +168,10 @@ class Side:
     def step(self):
         self.ask("step")
 
+    def close(self):
+        self.process.kill()
+        self.process.join()
+
 
 def assert_equal(ours, theirs):
     (loss, gradients), (wanted, wanted_gradients) = ours, theirs
@@ -201,7 +205,7 @@ def measure(net, size, arguments):
         memory = compare(f"peak memory, {net}, {size}{narrow}", [(ours.ask("end"), theirs.ask("end"))], "GB")
     finally:
         for side in (ours, theirs):
-            side.process.kill()
+            side.close()
     return [time, memory], needed
 
 

@@ -107,5 +107,6 @@ def test_bfloat16_stays_near(project, compiler, monkeypatch, net, skips, way):
     (loss, gradient), (near, near_gradient) = results
     kernels = {"direct": "pool", "spectral": "spectral.correlate", "events in matrix units": "sparse"}
     assert (kernels[way], torch.float32 if way == "spectral" else torch.bfloat16) in called
-    assert abs(near - loss) < 5e-3 * loss and not torch.equal(near_gradient, gradient)
+    assert not torch.equal(near_gradient, gradient) and abs(near - loss) < 5e-3 * loss
+    assert near != loss or (net, way) == ("lif", "events in matrix units")  # whose few spikes may be the same
     assert torch.nn.functional.cosine_similarity(gradient, near_gradient, 0) > 0.99
